@@ -1,0 +1,36 @@
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
+// Command containerd-shim-wazero-v1 is the containerd shim of the runtime
+// io.containerd.wazero.v1: it runs WASI modules with wazero as containers.
+//
+// containerd starts it; see the README for how to tell containerd to. Which role
+// a process has, its first argument says: an instance process and a compile
+// process are started by the shim, everything else by containerd.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim"
+)
+
+func main() {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case instance.RoleInstance:
+			os.Exit(instance.Main())
+		case instance.RoleCompile:
+			os.Exit(instance.CompileMain())
+		case "-v", "--v", "-version", "--version":
+			fmt.Printf("%s\n  Version:  %s\n  wazero:   %s\n  Go:       %s\n",
+				shim.RuntimeName, shim.Version(), instance.EngineVersion(), runtime.Version())
+			return
+		}
+	}
+	shim.Run(context.Background())
+}

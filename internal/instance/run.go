@@ -1,0 +1,245 @@
+package instance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+)
+
+// newRuntime is the engine, set up the same for compiling and for running: an
+// entry of the cache fits only the settings it was made with.
+func newRuntime(ctx context.Context) (wazero.Runtime, error) {
+	cache, err := wazero.NewCompilationCacheWithDir(sandbox.Attached)
+	if err != nil {
+		return nil, &Error{Text: fmt.Sprintf("compile cache: %v", err), Kind: Internal}
+	}
+	// Never the interpreter, which NewRuntimeConfig falls back to in silence.
+	// DWARF multiplies the time to load a module.
+	return wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigCompiler().
+		WithCompilationCache(cache).
+		WithDebugInfoEnabled(false)), nil
+}
+
+// compile compiles the module f into [sandbox.Attached], and returns its size in
+// bytes.
+func compile(ctx context.Context, f *os.File) (int64, error) {
+	code, err := readModule(f)
+	if err != nil {
+		return 0, err
+	}
+	ctx = experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0))
+	r, err := newRuntime(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := r.CompileModule(ctx, code); err != nil {
+		return 0, fmt.Errorf("not a valid WebAssembly module: %w", err)
+	}
+	return int64(len(code)), nil
+}
+
+func readModule(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	code := make([]byte, info.Size())
+	if _, err := f.ReadAt(code, 0); err != nil && err != io.EOF {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
+	return code, nil
+}
+
+// A guest is a module that is ready to be instantiated.
+type guest struct {
+	entry    module.Entry
+	runtime  wazero.Runtime
+	compiled wazero.CompiledModule
+	config   wazero.ModuleConfig
+}
+
+// load makes a guest of the module f, whose compiled code is in
+// [sandbox.Attached]. Everything that can be known to be wrong with a module
+// before it runs is an error here.
+func load(ctx context.Context, f *os.File, entry module.Entry, cfg Config) (*guest, error) {
+	code, err := readModule(f)
+	if err != nil {
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+	}
+	r, err := newRuntime(ctx)
+	if err != nil {
+		return nil, err
+	}
+	compiled, err := r.CompileModule(ctx, code)
+	if err != nil {
+		// It was compiled before: what is wrong now is the entry of the cache,
+		// missing under the engine's own key or broken.
+		return nil, &Error{Text: fmt.Sprintf("entry point %s: compiled code: %v", entry.Path, err), Kind: StaleCache}
+	}
+	host, err := wasi_snapshot_preview1.NewBuilder(r).Compile(ctx)
+	if err != nil {
+		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
+	}
+	if err := checkImports(compiled, host); err != nil {
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+	}
+	if err := checkExport(compiled, entry.Func); err != nil {
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+	}
+	if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
+		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
+	}
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg)}, nil
+}
+
+// checkImports refuses a module that needs what nobody here provides.
+func checkImports(m, host wazero.CompiledModule) error {
+	provided := host.ExportedFunctions()
+	for _, f := range m.ImportedFunctions() {
+		from, name, _ := f.Import()
+		if from != wasi_snapshot_preview1.ModuleName {
+			return fmt.Errorf("imports the function %q of %q: only %s is provided", name, from, wasi_snapshot_preview1.ModuleName)
+		}
+		p, ok := provided[name]
+		if !ok {
+			return fmt.Errorf("imports the function %q, which %s does not have", name, from)
+		}
+		if signature(f) != signature(p) {
+			return fmt.Errorf("imports the function %q of %s as %s: it is %s", name, from, signature(f), signature(p))
+		}
+	}
+	for _, mem := range m.ImportedMemories() {
+		from, name, _ := mem.Import()
+		return fmt.Errorf("imports the memory %q of %q: none is provided", name, from)
+	}
+	return nil
+}
+
+// checkExport refuses a module without the function that is to be called.
+func checkExport(m wazero.CompiledModule, name string) error {
+	exports := m.ExportedFunctions()
+	if name == "" {
+		f, ok := exports[startFunction]
+		if !ok {
+			return fmt.Errorf("exports no function %s: not a WASI command (path#function calls another exported function)", startFunction)
+		}
+		if s := signature(f); s != "() -> ()" {
+			return fmt.Errorf("exports %s as %s: want () -> ()", startFunction, s)
+		}
+		return nil
+	}
+	f, ok := exports[name]
+	if !ok {
+		return fmt.Errorf("exports no function %q", name)
+	}
+	if len(f.ParamTypes()) > 0 {
+		return fmt.Errorf("function %q is %s: only one without parameters can be called", name, signature(f))
+	}
+	return nil
+}
+
+func signature(f api.FunctionDefinition) string {
+	names := func(types []api.ValueType) string {
+		s := make([]string, len(types))
+		for i, t := range types {
+			s[i] = api.ValueTypeName(t)
+		}
+		return "(" + strings.Join(s, ", ") + ")"
+	}
+	return names(f.ParamTypes()) + " -> " + names(f.ResultTypes())
+}
+
+const (
+	startFunction      = "_start"      // of a WASI command
+	initializeFunction = "_initialize" // of a WASI reactor
+)
+
+// moduleConfig is what the guest gets. wazero's defaults are a fake clock, a
+// sleep that returns at once, deterministic randomness, no files and no output.
+func moduleConfig(entry module.Entry, cfg Config) wazero.ModuleConfig {
+	c := wazero.NewModuleConfig().
+		WithName("").
+		WithStartFunctions().
+		WithArgs(append([]string{entry.Argv0}, cfg.Args[1:]...)...).
+		WithStdin(os.Stdin).WithStdout(os.Stdout).WithStderr(os.Stderr).
+		WithFSConfig(wazero.NewFSConfig().WithDirMount("/", "/")).
+		WithRandSource(rand.Reader).
+		WithSysWalltime().WithSysNanotime().WithSysNanosleep().WithOsyield(runtime.Gosched)
+	pwd := false
+	for _, kv := range cfg.Env {
+		k, v, _ := strings.Cut(kv, "=")
+		c = c.WithEnv(k, v)
+		pwd = pwd || k == "PWD"
+	}
+	if !pwd {
+		// Preview 1 has no other way to tell a guest its working directory.
+		c = c.WithEnv("PWD", cfg.Sandbox.Cwd)
+	}
+	return c
+}
+
+// run instantiates the module and calls it, and returns the status to exit with.
+// A trap is printed on the standard error stream.
+func (g *guest) run(ctx context.Context, spans *telemetry.Recorder) int {
+	began := time.Now()
+	instance, err := g.runtime.InstantiateModule(ctx, g.compiled, g.config)
+	spans.Record(telemetry.ModuleInstantiate, began, asFailure(err))
+	if err != nil {
+		return g.exit(err)
+	}
+	name := g.entry.Func
+	if name == "" {
+		name = startFunction
+	}
+	// This span ends as the guest is entered: a long run shows at once.
+	spans.Record(telemetry.ModuleStart, began, nil, telemetry.ModuleFunction.String(name))
+	entered := time.Now()
+	err = call(ctx, instance, name)
+	spans.Record(telemetry.ModuleRun, entered, asFailure(err), telemetry.ProcessExitCode.Int(exitStatus(err)))
+	return g.exit(err)
+}
+
+func call(ctx context.Context, instance api.Module, name string) error {
+	if name != startFunction {
+		if init := instance.ExportedFunction(initializeFunction); init != nil && name != initializeFunction {
+			if _, err := init.Call(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := instance.ExportedFunction(name).Call(ctx)
+	return err
+}
+
+// asFailure is nil for a guest that exited of itself: what status it chose says
+// nothing about whether running it failed.
+func asFailure(err error) error {
+	var exit *sys.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+func (g *guest) exit(err error) int {
+	if failure := asFailure(err); failure != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", g.entry.Path, failure)
+	}
+	return exitStatus(err)
+}

@@ -1,0 +1,109 @@
+package shim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+)
+
+// A bundle is the directory containerd gives a container: config.json, the
+// mount point of its root file system, and what the shim writes there.
+type bundle struct {
+	path string
+	spec *specs.Spec
+}
+
+// loadBundle reads and checks config.json. Every error unwraps to
+// [errdefs.ErrInvalidArgument].
+func loadBundle(path string) (*bundle, error) {
+	file := filepath.Join(path, "config.json")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("bundle: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	b := &bundle{path: path, spec: &specs.Spec{}}
+	if err := json.Unmarshal(data, b.spec); err != nil {
+		return nil, fmt.Errorf("bundle: %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
+	}
+	if err := b.check(); err != nil {
+		return nil, fmt.Errorf("bundle: %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
+	}
+	return b, nil
+}
+
+func (b *bundle) check() error {
+	s := b.spec
+	switch {
+	case s.Process == nil:
+		return errors.New("process is missing")
+	case len(s.Process.Args) == 0:
+		return errors.New("process.args is empty: nothing to run")
+	case !filepath.IsAbs(s.Process.Cwd):
+		return fmt.Errorf("process.cwd %q: not an absolute path", s.Process.Cwd)
+	case s.Root == nil || s.Root.Path == "":
+		return errors.New("root.path is missing")
+	case s.Linux == nil:
+		return errors.New("linux is missing: not the configuration of a Linux container")
+	}
+	for _, m := range s.Mounts {
+		if !filepath.IsAbs(m.Destination) {
+			return fmt.Errorf("mount %s: the destination is not an absolute path", m.Destination)
+		}
+	}
+	ns, err := b.namespaces()
+	if err != nil {
+		return err
+	}
+	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
+		return errors.New("hostname: not without a UTS namespace, it would be the host's")
+	}
+	return nil
+}
+
+// mountpoint is where the root file system of a Create request is mounted.
+func (b *bundle) mountpoint() string { return filepath.Join(b.path, "rootfs") }
+
+// rootfs is the root file system: root.path, which may be elsewhere.
+func (b *bundle) rootfs() string {
+	if filepath.IsAbs(b.spec.Root.Path) {
+		return b.spec.Root.Path
+	}
+	return filepath.Join(b.path, b.spec.Root.Path)
+}
+
+func (b *bundle) namespaces() (sandbox.Namespaces, error) {
+	return sandbox.NewNamespaces(b.spec.Linux.Namespaces)
+}
+
+// instanceConfig is what the container's first process is told.
+func (b *bundle) instanceConfig() instance.Config {
+	p := b.spec.Process
+	c := instance.Config{
+		Args: p.Args,
+		Env:  p.Env,
+		Sandbox: sandbox.Config{
+			Base:        b.path,
+			Rootfs:      b.rootfs(),
+			Readonly:    b.spec.Root.Readonly,
+			Mounts:      b.spec.Mounts,
+			Hostname:    b.spec.Hostname,
+			Domainname:  b.spec.Domainname,
+			Cwd:         p.Cwd,
+			User:        p.User,
+			Rlimits:     p.Rlimits,
+			OOMScoreAdj: p.OOMScoreAdj,
+		},
+	}
+	if p.Capabilities != nil {
+		c.Sandbox.Capabilities = p.Capabilities.Effective
+	}
+	return c
+}

@@ -1,0 +1,425 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/stdio"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+)
+
+// pidFile of the bundle has the pid of the container's first process, for
+// `delete` after a crash of the shim.
+const pidFile = "init.pid"
+
+// host is what the containers of a shim share.
+type host struct {
+	spawner *spawner
+	cache   *module.Cache
+	outbox  *outbox
+}
+
+// A container is one wasm container.
+//
+//	newContainer   mounts, cgroup, instance process: walled in, module loaded, parked
+//	start          the guest runs
+//	supervise      the guest has ended: exit.json, TaskExit, done
+//	remove         everything newContainer made is gone
+type container struct {
+	id      string
+	bundle  *bundle
+	host    *host
+	streams *streams
+	cgroup  *sandbox.Cgroup
+	mounted bool
+	init    *process
+
+	mu      sync.Mutex
+	phase   phase         // guarded by mu
+	settled chan struct{} // guarded by mu; closed when no start is in flight
+	exit    exitStatus    // valid once done is closed
+	done    chan struct{} // closed once the exit has been recorded and sent
+}
+
+// newContainer does all that can be done before the guest may run, and all that
+// can fail. When it fails it leaves nothing behind.
+func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_ *container, err error) {
+	c := &container{id: r.ID, host: h, phase: created, settled: make(chan struct{}), done: make(chan struct{})}
+	close(c.settled)
+	if r.Checkpoint != "" {
+		return nil, fmt.Errorf("checkpoint: not supported: %w", errdefs.ErrInvalidArgument)
+	}
+	err = telemetry.Stage(ctx, telemetry.BundleLoad, func(context.Context) (err error) {
+		if c.bundle, err = loadBundle(r.Bundle); err != nil {
+			return err
+		}
+		c.cgroup, err = sandbox.NewCgroup(c.bundle.spec, r.ID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			// A cancelled request is a common reason to be here.
+			if e := c.tearDown(context.WithoutCancel(ctx)); e != nil {
+				log.G(ctx).WithError(e).WithField("id", c.id).Error("clean up after a failed create")
+			}
+		}
+	}()
+	c.streams, err = openStreams(stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	if err != nil {
+		return nil, err
+	}
+	if err := telemetry.Stage(ctx, telemetry.RootfsMount, func(context.Context) error { return c.mountRootfs(r) }); err != nil {
+		return nil, err
+	}
+	for attempt := 1; ; attempt++ {
+		c.init, err = c.launch(ctx)
+		if err == nil {
+			break
+		}
+		// The broken entry has been dropped; a second one would be no accident.
+		var e *instance.Error
+		if !errors.As(err, &e) || e.Kind != instance.StaleCache || attempt == 2 {
+			return nil, classify(err)
+		}
+		log.G(ctx).WithError(err).WithField("id", c.id).Warn("compile cache: entry dropped, compiling again")
+	}
+	c.streams.handOver()
+	if err := shim.WritePidFile(c.bundle.path+"/"+pidFile, c.init.pid); err != nil {
+		return nil, fmt.Errorf("pid file: %w", err)
+	}
+	return c, nil
+}
+
+// classify gives the error of an instance process the class containerd knows.
+func classify(err error) error {
+	var e *instance.Error
+	if errors.As(err, &e) && e.Kind == instance.BadRequest {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return err
+}
+
+func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
+	if len(r.Rootfs) == 0 {
+		return nil
+	}
+	if err := os.Mkdir(c.bundle.mountpoint(), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	mounts := make([]mount.Mount, len(r.Rootfs))
+	for i, m := range r.Rootfs {
+		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+	}
+	c.mounted = true // in part, should it fail
+	if err := mount.All(mounts, c.bundle.mountpoint()); err != nil {
+		return fmt.Errorf("mount root file system: %w", err)
+	}
+	return nil
+}
+
+// launch starts the instance process and sees it through to the point where it
+// is walled in, has loaded the module, and waits to be started.
+func (c *container) launch(ctx context.Context) (_ *process, err error) {
+	ns, err := c.bundle.namespaces()
+	if err != nil {
+		return nil, err
+	}
+	var p *process
+	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
+		p, err = c.host.spawner.startProcess(ctx, instance.RoleInstance, c.bundle.instanceConfig(), ns, c.streams.child)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// While the process builds its walls its cgroup is made. It is in it before
+	// it gets to read the module, since it needs an answer for that.
+	joined := make(chan error, 1)
+	go func() {
+		joined <- telemetry.Stage(ctx, telemetry.CgroupApply, func(context.Context) error { return c.cgroup.Apply(p.pid) })
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })
+	err = c.handshake(ctx, p, joined)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		if joinErr, ok := <-joined; ok && joinErr != nil && ctx.Err() == nil {
+			err = joinErr
+		}
+		p.destroy()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			err = fmt.Errorf("the instance process ended with status %d before it was ready", p.status)
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// handshake is the shim's side of what package instance describes. It closes
+// joined after reading it.
+func (c *container) handshake(ctx context.Context, p *process, joined chan error) error {
+	located, files, err := p.control.Receive(1)
+	if err != nil {
+		return err
+	}
+	f := files[0]
+	defer f.Close()
+	if located.Located == nil {
+		return errors.New("the instance process did not say what it is to run")
+	}
+	artifact, err := c.resolve(ctx, located.Located.Path, f)
+	if err != nil {
+		return err
+	}
+	defer artifact.Dir.Close()
+	err = <-joined
+	close(joined)
+	if err != nil {
+		return err
+	}
+	tree, err := sandbox.Detached(artifact.Dir, true)
+	if err != nil {
+		return err
+	}
+	err = p.control.Send(instance.Message{Compiled: true}, tree)
+	tree.Close()
+	if err != nil {
+		return err
+	}
+	ready, _, err := p.control.Receive(0)
+	var e *instance.Error
+	if errors.As(err, &e) && e.Kind == instance.StaleCache {
+		err = errors.Join(err, c.host.cache.Drop(artifact.Digest))
+	}
+	if err == nil && !ready.Ready {
+		err = errors.New("the instance process is not ready")
+	}
+	return err
+}
+
+// resolve finds what the module was compiled to, or has it compiled.
+func (c *container) resolve(ctx context.Context, path string, f *os.File) (_ *module.Artifact, err error) {
+	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve, trace.WithAttributes(telemetry.ModulePath.String(path)))
+	defer func() { telemetry.End(span, err) }()
+	if err := module.Check(f); err != nil {
+		return nil, fmt.Errorf("entry point %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	a, err := c.host.cache.Get(ctx, f, c.host.compile)
+	if err != nil {
+		return nil, fmt.Errorf("entry point %s: %w", path, err)
+	}
+	span.SetAttributes(telemetry.ModuleDigest.String(a.Digest), telemetry.ModuleSize.Int64(a.Size), telemetry.CacheHit.Bool(a.Hit))
+	return a, nil
+}
+
+// compile is a [module.Compiler]: a process of its own, without a root file
+// system, a network or a user, that ends with the compilation.
+func (h *host) compile(ctx context.Context, f, dir *os.File) error {
+	ns, err := sandbox.NewNamespaces([]specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+	})
+	if err != nil {
+		return err
+	}
+	cfg := instance.Config{Sandbox: sandbox.Config{Base: dir.Name(), User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}}}
+	p, err := h.spawner.startProcess(ctx, instance.RoleCompile, cfg, ns, [3]*os.File{nil, nil, os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer p.destroy()
+	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
+	tree, err := sandbox.Detached(dir, false)
+	if err != nil {
+		return err
+	}
+	err = p.control.Send(instance.Message{Compiled: true}, f, tree)
+	tree.Close()
+	if err != nil {
+		return err
+	}
+	m, _, err := p.control.Receive(0)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err == nil && !m.Ready:
+		return errors.New("the compile process is not ready")
+	case errors.Is(err, io.EOF):
+		<-p.exited
+		return fmt.Errorf("the compile process ended with status %d", p.status)
+	}
+	return err
+}
+
+// supervise sees the container's first process to its end. It runs from the
+// moment the task's creation has been announced.
+func (c *container) supervise() {
+	<-c.init.exited
+	c.mu.Lock()
+	settled := c.settled
+	c.mu.Unlock()
+	<-settled // the exit must not overtake the start
+
+	c.exit = exitStatus{At: c.init.at, Pid: c.init.pid, Status: c.init.reported()}
+	c.init.relay.Finish(c.exit.At, c.exit.Status, killedBy(c.exit.Status, c.init.status))
+	if err := c.exit.write(c.bundle.path); err != nil {
+		log.L.WithError(err).WithField("id", c.id).Error("record exit")
+	}
+	c.mu.Lock()
+	err := c.phase.to(stopped)
+	c.mu.Unlock()
+	if err != nil {
+		log.L.WithError(err).WithField("id", c.id).Error("record exit")
+	}
+	c.host.outbox.send(taskExit(c.id, c.id, c.exit))
+	close(c.done)
+}
+
+// killedBy is the reason of a run that a signal ended.
+func killedBy(reported, status int) error {
+	if status <= 128 {
+		return nil
+	}
+	return fmt.Errorf("ended by signal %d", reported-128)
+}
+
+// start lets the guest run. One of several at the same time gets to do it.
+func (c *container) start(ctx context.Context) (pid int, err error) {
+	c.mu.Lock()
+	if err := c.phase.to(starting); err != nil {
+		c.mu.Unlock()
+		return 0, fmt.Errorf("start %s: %w", c.id, err)
+	}
+	settled := make(chan struct{})
+	c.settled = settled
+	c.mu.Unlock()
+	defer close(settled)
+
+	// A process that was killed in the meantime has been started all the same:
+	// its exit follows.
+	if err := c.init.control.Send(instance.Message{Start: &instance.Start{TraceContext: c.init.relay.Offer(ctx)}}); err != nil {
+		log.G(ctx).WithError(err).WithField("id", c.id).Debug("start: the process is gone")
+	}
+	c.host.outbox.send(taskStart(c.id, c.init.pid))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.init.pid, c.phase.to(running)
+}
+
+func (c *container) kill(sig unix.Signal) error {
+	select {
+	case <-c.done:
+		return fmt.Errorf("container %s: its process has exited: %w", c.id, errdefs.ErrNotFound)
+	default:
+	}
+	return c.init.kill(sig)
+}
+
+// wait waits for the exit, or for ctx.
+func (c *container) wait(ctx context.Context) (exitStatus, error) {
+	select {
+	case <-c.done:
+		return c.exit, nil
+	case <-ctx.Done():
+		return exitStatus{}, ctx.Err()
+	}
+}
+
+// state is what the container is doing, and its exit if it has come to that.
+func (c *container) state() (phase, exitStatus) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.phase, c.exit
+	default:
+	}
+	if c.phase == stopped {
+		return running, exitStatus{} // the exit is being recorded
+	}
+	return c.phase, exitStatus{}
+}
+
+// remove undoes newContainer, once the process has exited; one that was never
+// started is killed first. It may be called again when it failed.
+func (c *container) remove(ctx context.Context) (exitStatus, error) {
+	if p, _ := c.state(); p == created {
+		if err := c.kill(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			return exitStatus{}, err
+		}
+		if _, err := c.wait(ctx); err != nil {
+			return exitStatus{}, err
+		}
+	}
+	c.mu.Lock()
+	select {
+	case <-c.done:
+	default:
+		c.mu.Unlock()
+		return exitStatus{}, fmt.Errorf("delete %s: its process is running: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	err := c.phase.to(deleting)
+	c.mu.Unlock()
+	if err != nil {
+		return exitStatus{}, fmt.Errorf("delete %s: %w", c.id, err)
+	}
+	err = c.tearDown(context.WithoutCancel(ctx))
+	next := deleted
+	if err != nil {
+		next = stopped
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.exit, errors.Join(err, c.phase.to(next))
+}
+
+// tearDownTimeout bounds a removal; containerd gives up on it after a while.
+const tearDownTimeout = 10 * time.Second
+
+// tearDown removes what newContainer made, as far as it got. Its process has
+// exited, or there is none.
+func (c *container) tearDown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, tearDownTimeout)
+	defer cancel()
+	var errs []error
+	if c.init != nil {
+		c.init.release()
+	}
+	if c.mounted {
+		errs = append(errs, telemetry.Stage(ctx, telemetry.RootfsUnmount, func(context.Context) error {
+			if err := mount.UnmountRecursive(c.bundle.mountpoint(), unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("unmount root file system: %w", err)
+			}
+			c.mounted = false
+			return nil
+		}))
+	}
+	errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
+	if c.streams != nil {
+		c.streams.handOver()
+		errs = append(errs, c.streams.close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,174 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/log"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+)
+
+// manager is what containerd runs this binary for, other than to be the shim.
+type manager struct{}
+
+// Name implements [shim.Shim].
+func (manager) Name() string { return RuntimeName }
+
+// Start implements [shim.Shim]: it opens the socket, re-executes this binary as
+// the shim that serves it, and answers with the address. A shim that serves the
+// socket already is the answer as it is.
+func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *bootapi.BootstrapResult, err error) {
+	began := time.Now()
+	dir := params.GetSocketDir()
+	if dir == "" {
+		dir = filepath.Join(defaults.DefaultStateDir, "s")
+	}
+	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), params.GetInstanceID(), false)
+	if err != nil {
+		return nil, err
+	}
+	result := &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address}
+	// Says that every mount is left to containerd, which would otherwise run this
+	// binary once more, with -info, to find out.
+	if err := result.AddExtension(&types.MountCapabilities{}); err != nil {
+		return nil, err
+	}
+	listener, err := listen(address)
+	if err != nil {
+		return nil, err
+	}
+	if listener == nil {
+		return result, nil
+	}
+	defer func() {
+		if err != nil {
+			_ = shim.RemoveSocket(address) // the error at hand says more
+		}
+	}()
+	defer listener.Close()
+	listener.SetUnlinkOnClose(false) // it is the shim's now
+	socket, err := listener.File()
+	if err != nil {
+		return nil, err
+	}
+	defer socket.Close()
+
+	namespace, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", "-namespace", namespace, "-id", params.GetInstanceID(), "-address", params.GetContainerdGrpcAddress())
+	cmd.Args[0] = runtimeBinary
+	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
+		cmd.Args = append(cmd.Args, "-debug")
+	}
+	if cmd.Env = os.Environ(); telemetry.Enabled() {
+		cmd.Env = append(cmd.Env, telemetry.Boot(began)...)
+	}
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the shim: %w", err)
+	}
+	if err := shim.AdjustOOMScore(cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill() // the error at hand says more
+		_ = cmd.Wait()
+		return nil, err
+	}
+	return result, nil
+}
+
+// listen opens the socket of a shim; it is nil when one serves there already.
+func listen(address string) (*net.UnixListener, error) {
+	l, err := shim.NewSocket(address)
+	if err == nil || !shim.SocketEaddrinuse(err) {
+		return l, err
+	}
+	if shim.CanConnect(address) {
+		return nil, nil
+	}
+	// Left by a shim that was killed.
+	if err := shim.RemoveSocket(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return shim.NewSocket(address)
+}
+
+// Stop implements [shim.Shim], the delete of a container whose shim is gone: it
+// kills what is left, unmounts, removes the cgroup, and says how the container
+// ended. It may be called again, and finds what is left of a bundle enough.
+func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return shim.StopStatus{}, err
+	}
+	path := filepath.Join(filepath.Dir(cwd), id)
+	if err := removeCgroup(path, id); err != nil {
+		log.G(ctx).WithError(err).Warn("remove cgroup")
+	}
+	if err := mount.UnmountRecursive(filepath.Join(path, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.G(ctx).WithError(err).Warn("unmount root file system")
+	}
+	if e, err := readExitStatus(path); err == nil {
+		return shim.StopStatus{Pid: e.Pid, ExitStatus: e.Status, ExitedAt: e.At}, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		log.G(ctx).WithError(err).Warn("read exit status")
+	}
+	return shim.StopStatus{Pid: readPid(path), ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}, nil
+}
+
+func removeCgroup(bundle, id string) error {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return err
+	}
+	cgroup, err := sandbox.NewCgroup(&spec, id)
+	if err != nil {
+		return err
+	}
+	return errors.Join(cgroup.Adopt(), cgroup.Destroy())
+}
+
+// readPid is the pid of the container's first process, or 0.
+func readPid(bundle string) int {
+	data, err := os.ReadFile(filepath.Join(bundle, pidFile))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || pid < 0 {
+		return 0
+	}
+	return pid
+}
+
+// Info implements [shim.Shim].
+func (manager) Info(context.Context, io.Reader) (*types.RuntimeInfo, error) {
+	return &types.RuntimeInfo{Name: RuntimeName, Version: &types.RuntimeVersion{Version: Version()}}, nil
+}

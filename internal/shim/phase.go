@@ -1,0 +1,67 @@
+package shim
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+)
+
+// A phase is how far a process has come. Entering one once is what makes the
+// things that go with it happen exactly once.
+type phase string
+
+const (
+	created  phase = "created"
+	starting phase = "starting" // a Start is in flight; a client sees "created"
+	running  phase = "running"
+	stopped  phase = "stopped"
+	deleting phase = "deleting" // a Delete is in flight; a client sees "stopped"
+	deleted  phase = "deleted"
+)
+
+// transitions are the legal moves.
+var transitions = map[phase][]phase{
+	created:  {starting, stopped},
+	starting: {running, stopped},
+	running:  {stopped},
+	stopped:  {deleting},
+	deleting: {stopped, deleted}, // stopped: something could not be removed; try again
+}
+
+// invalidTransitionError is a move that the table does not have.
+type invalidTransitionError struct{ from, to phase }
+
+func (e invalidTransitionError) Error() string {
+	return fmt.Sprintf("a process that is %s cannot become %s", e.from, e.to)
+}
+
+func (e invalidTransitionError) Unwrap() error {
+	if e.from == deleted || e.from == deleting {
+		return errdefs.ErrNotFound
+	}
+	return errdefs.ErrFailedPrecondition
+}
+
+// to moves p to the next phase, or says why not.
+func (p *phase) to(next phase) error {
+	if !slices.Contains(transitions[*p], next) {
+		return invalidTransitionError{*p, next}
+	}
+	*p = next
+	return nil
+}
+
+// status is the phase as containerd knows it.
+func (p phase) status() task.Status {
+	switch p {
+	case created, starting:
+		return task.Status_CREATED
+	case running:
+		return task.Status_RUNNING
+	case stopped, deleting:
+		return task.Status_STOPPED
+	}
+	return task.Status_UNKNOWN
+}

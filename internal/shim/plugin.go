@@ -1,0 +1,149 @@
+// Package shim is what containerd talks to: the command line, the task service
+// and the processes behind it. It never imports wazero.
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	cplugin "github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+	"github.com/containerd/ttrpc"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+)
+
+const (
+	// RuntimeName is what a container's runtime is called for containerd to
+	// start this shim.
+	RuntimeName = "io.containerd.wazero.v1"
+
+	runtimeBinary = "containerd-shim-wazero-v1"
+)
+
+// Run is the part of the program that containerd starts: start, delete, -info
+// and the shim itself. It exits the process when it fails.
+func Run(ctx context.Context) {
+	registry.Register(&cplugin.Registration{
+		Type:     plugins.TTRPCPlugin,
+		ID:       "task",
+		Requires: []cplugin.Type{plugins.InternalPlugin},
+		InitFn:   newPlugin,
+	})
+	shim.RunShim(ctx, manager{})
+}
+
+// A plugin is the task service as containerd's shim package serves it: between
+// the wire and the service it turns errors into statuses and stops panics.
+type plugin struct {
+	service taskapi.TTRPCTaskService
+}
+
+func newPlugin(ic *cplugin.InitContext) (any, error) {
+	ctx := ic.Context
+	sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
+	if err != nil {
+		return nil, err
+	}
+	stop := sd.(shutdown.Service)
+	namespace, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	cache, err := module.NewCache(filepath.Join(stateDir(bundle), "modules"), instance.EngineVersion())
+	if err != nil {
+		return nil, err
+	}
+	outbox, err := newOutbox(ic.Properties[plugins.PropertyTTRPCAddress], namespace)
+	if err != nil {
+		return nil, err
+	}
+	spawner := newSpawner()
+	stop.RegisterCallback(func(context.Context) error {
+		spawner.close()
+		return outbox.close()
+	})
+	var s taskapi.TTRPCTaskService = &service{
+		host:       &host{spawner: spawner, cache: cache, outbox: outbox},
+		shutdown:   stop.Shutdown,
+		containers: map[string]*container{},
+	}
+	if telemetry.Enabled() {
+		// A shim whose telemetry cannot be set up runs its containers all the same.
+		provider, flush, err := telemetry.Setup(ctx, namespace+"/"+filepath.Base(bundle), telemetryFailed())
+		if err != nil {
+			log.G(ctx).WithError(err).Error("telemetry is off")
+		} else {
+			stop.RegisterCallback(flush)
+			s = newTracedService(s, provider, namespace)
+		}
+	}
+	return &plugin{service: s}, nil
+}
+
+// stateDir is where the shim keeps what outlives a container: in the root
+// directory of the containerd that started it, to which every bundle has a link.
+func stateDir(bundle string) string {
+	const fallback = "/var/lib/" + runtimeBinary
+	work, err := os.Readlink(filepath.Join(bundle, "work")) // ROOT/PLUGIN/NAMESPACE/ID
+	if err != nil || !filepath.IsAbs(work) {
+		return fallback
+	}
+	return filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(work))), RuntimeName)
+}
+
+// telemetryFailed logs what is wrong with the collector, now and then: it may be
+// away for days.
+func telemetryFailed() func(error) {
+	failures := make(chan struct{}, 1)
+	failures <- struct{}{}
+	return func(err error) {
+		select {
+		case <-failures:
+			log.L.WithError(err).Warn("telemetry")
+			time.AfterFunc(time.Minute, func() { failures <- struct{}{} })
+		default:
+		}
+	}
+}
+
+// RegisterTTRPC implements [shim.TTRPCService].
+func (p *plugin) RegisterTTRPC(server *ttrpc.Server) error {
+	taskapi.RegisterTTRPCTaskService(server, p.service)
+	return nil
+}
+
+var errPanic = errors.New("internal error: the handler panicked, see the shim's log")
+
+// UnaryServerInterceptor implements [shim.TTRPCServerUnaryOptioner].
+func (p *plugin) UnaryServerInterceptor() ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+		// ttrpc does not: a panic in one call would end every container of the shim.
+		defer func() {
+			if v := recover(); v != nil {
+				log.G(ctx).Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
+				resp, err = nil, errgrpc.ToGRPC(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
+			}
+		}()
+		resp, err = method(ctx, unmarshal)
+		return resp, errgrpc.ToGRPC(err)
+	}
+}

@@ -1,0 +1,113 @@
+package telemetry
+
+import (
+	"context"
+	crand "crypto/rand"
+	"encoding/json"
+	"os"
+	"time"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// The `start` process exports nothing: it would have to wait for the collector.
+// It hands on what the shim needs to make the shim.start span: the span's own
+// identity in TRACECONTEXT, and here when it began and what it is a child of.
+const bootEnv = "WAZERO_SHIM_START"
+
+type boot struct {
+	Began  int64  `json:"began"` // nanoseconds since 1970
+	Parent string `json:"parent,omitempty"`
+}
+
+// Boot is the environment that a `start` process which began at the given time
+// gives the shim.
+func Boot(began time.Time) []string {
+	parent := ownParent()
+	sc := trace.SpanContextFromContext(Extract(context.Background(), parent))
+	config := trace.SpanContextConfig{TraceID: sc.TraceID(), TraceFlags: sc.TraceFlags(), TraceState: sc.TraceState()}
+	if !sc.IsValid() {
+		parent = ""
+		config.TraceFlags = trace.FlagsSampled
+		crand.Read(config.TraceID[:])
+	}
+	crand.Read(config.SpanID[:])
+	ctx := trace.ContextWithSpanContext(context.Background(), trace.NewSpanContext(config))
+	data, err := json.Marshal(boot{Began: began.UnixNano(), Parent: parent})
+	if err != nil {
+		return nil
+	}
+	return []string{TraceContextEnv + "=" + Inject(ctx), bootEnv + "=" + string(data)}
+}
+
+// ownParent is what the environment of this process names as its parent.
+func ownParent() string {
+	if v := os.Getenv(TraceContextEnv); v != "" {
+		return v
+	}
+	if v := os.Getenv("TRACEPARENT"); v != "" {
+		headers, err := json.Marshal(map[string]string{
+			"traceparent": v, "tracestate": os.Getenv("TRACESTATE"), "baggage": os.Getenv("BAGGAGE"),
+		})
+		if err == nil {
+			return string(headers)
+		}
+	}
+	return ""
+}
+
+// StartShim makes the shim.start span of this process, which ends now, and
+// returns the context of the trace that the first container belongs to: the
+// caller's, when ctx has a remote span; else the one of TRACECONTEXT. Without
+// either, ctx is returned as it is.
+func StartShim(ctx context.Context, provider trace.TracerProvider) context.Context {
+	own := trace.SpanContextFromContext(Extract(context.Background(), os.Getenv(TraceContextEnv)))
+	if !own.IsValid() {
+		return ctx
+	}
+	var b boot
+	began := time.Now()
+	if json.Unmarshal([]byte(os.Getenv(bootEnv)), &b) == nil && b.Began > 0 {
+		began = time.Unix(0, b.Began)
+	}
+	called := trace.SpanContextFromContext(ctx).IsValid()
+	parent := ctx
+	if !called {
+		parent = Extract(ctx, b.Parent)
+	}
+	parent = context.WithValue(parent, presetKey{}, own)
+	started, span := provider.Tracer(scope).Start(parent, ShimStart, trace.WithTimestamp(began))
+	span.SetAttributes(ProcessPID.Int(os.Getpid()))
+	span.End()
+	if called {
+		return ctx
+	}
+	return trace.ContextWithSpan(ctx, trace.SpanFromContext(started))
+}
+
+// presetKey is where a context has the identity of the next span to be made.
+type presetKey struct{}
+
+// idGenerator makes random ids, but for a span whose identity was given away
+// before it could be made.
+type idGenerator struct{}
+
+var _ sdktrace.IDGenerator = idGenerator{}
+
+func (idGenerator) NewIDs(ctx context.Context) (t trace.TraceID, s trace.SpanID) {
+	if sc, ok := ctx.Value(presetKey{}).(trace.SpanContext); ok {
+		return sc.TraceID(), sc.SpanID()
+	}
+	crand.Read(t[:])
+	crand.Read(s[:])
+	return t, s
+}
+
+func (idGenerator) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
+	if sc, ok := ctx.Value(presetKey{}).(trace.SpanContext); ok {
+		return sc.SpanID()
+	}
+	crand.Read(s[:])
+	return s
+}

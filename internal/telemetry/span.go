@@ -1,0 +1,106 @@
+// Package telemetry makes the spans of a container's life: where they go, what
+// they are called, and how they cross from one process to the next.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Names of spans. A container's trace has those of operations ("task.") with
+// their stages below them, and those of the instance process.
+const (
+	ShimStart = "shim.start"
+
+	TaskCreate = "task.create"
+	TaskStart  = "task.start"
+	TaskWait   = "task.wait"
+	TaskKill   = "task.kill"
+	TaskDelete = "task.delete"
+
+	BundleLoad    = "bundle.load"
+	RootfsMount   = "rootfs.mount"
+	InstanceSpawn = "instance.spawn"
+	CgroupApply   = "cgroup.apply"
+	ModuleResolve = "module.resolve"
+	ModuleCompile = "module.compile"
+	InstanceStop  = "instance.stop"
+	RootfsUnmount = "rootfs.unmount"
+	CgroupDestroy = "cgroup.destroy"
+
+	InstancePrepare   = "instance.prepare"
+	ModuleLoad        = "module.load"
+	ModuleInstantiate = "module.instantiate"
+	ModuleStart       = "module.start"
+	ModuleRun         = "module.run"
+)
+
+// Attribute keys. Those that the OpenTelemetry semantic conventions define come
+// from package semconv; the rest are ours.
+const (
+	ContainerID         = semconv.ContainerIDKey
+	ContainerdNamespace = attribute.Key("containerd.namespace")
+	ProcessPID          = semconv.ProcessPIDKey
+	ProcessExitCode     = semconv.ProcessExitCodeKey
+	ErrorType           = semconv.ErrorTypeKey
+	KillSignal          = attribute.Key("wasm.kill.signal")
+	ModulePath          = attribute.Key("wasm.module.path")
+	ModuleDigest        = attribute.Key("wasm.module.digest")
+	ModuleSize          = attribute.Key("wasm.module.size")
+	ModuleFunction      = attribute.Key("wasm.module.function")
+	CacheHit            = attribute.Key("wasm.cache.hit")
+)
+
+// Start starts a span below the one of ctx, by the provider that made that one.
+// Without a span in ctx it does nothing and costs nothing.
+func Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.SpanContext().IsValid() {
+		return ctx, parent
+	}
+	return parent.TracerProvider().Tracer(scope).Start(ctx, name, opts...)
+}
+
+// StartOperation starts a span by the given provider, below the one of ctx, which
+// may be remote, or at the root of a new trace.
+func StartOperation(ctx context.Context, provider trace.TracerProvider, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
+	return provider.Tracer(scope).Start(ctx, name, opts...)
+}
+
+// End ends a span that covers an operation with the result err.
+func End(span trace.Span, err error, opts ...trace.SpanEndOption) {
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+		span.SetAttributes(ErrorType.String(errorType(err)))
+	}
+	span.End(opts...)
+}
+
+// errorType names the class of an error, of which there are few.
+func errorType(err error) string {
+	for _, class := range []error{
+		context.Canceled, context.DeadlineExceeded,
+		errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrInvalidArgument,
+		errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented,
+	} {
+		if errors.Is(err, class) {
+			return class.Error()
+		}
+	}
+	return fmt.Sprintf("%T", err)
+}
+
+// Stage runs f in a span below the one of ctx.
+func Stage(ctx context.Context, name string, f func(context.Context) error) error {
+	ctx, span := Start(ctx, name)
+	err := f(ctx)
+	End(span, err)
+	return err
+}
