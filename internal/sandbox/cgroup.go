@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/cgroups"
-	devices "github.com/opencontainers/cgroups/devices/config"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, for the managers below
+	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -53,9 +53,9 @@ func NewCgroup(spec *specs.Spec, id string) (*Cgroup, error) {
 	return &Cgroup{manager: m, config: config}, nil
 }
 
-// Apply makes the cgroup, with its limits, and moves the process into it. A
-// cgroup that has processes already is somebody else's: an error.
-func (c *Cgroup) Apply(pid int) error {
+// Create makes the cgroup, with its limits. One that has processes already is
+// somebody else's: an error.
+func (c *Cgroup) Create() error {
 	pids, err := c.manager.GetAllPids()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cgroup: %w", err)
@@ -64,10 +64,20 @@ func (c *Cgroup) Apply(pid int) error {
 		return fmt.Errorf("cgroup %s: in use by process %d", c.config.Path, pids[0])
 	}
 	c.ours = true
-	if err := c.manager.Apply(pid); err != nil {
+	if err := c.manager.Apply(-1); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
+	// All limits before any process: while the rules of version 1 are written one
+	// by one, those in between would be in force.
 	if err := c.manager.Set(c.config.Resources); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	return nil
+}
+
+// Join moves a process into the cgroup.
+func (c *Cgroup) Join(pid int) error {
+	if err := c.manager.AddPid("", pid); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
@@ -88,7 +98,7 @@ func (c *Cgroup) Adopt() error {
 	return nil
 }
 
-// Destroy removes the cgroup that Apply made or Adopt took over. A process that
+// Destroy removes the cgroup that Create made or Adopt took over. A process that
 // is on its way out holds it up for a moment, which Destroy waits for.
 func (c *Cgroup) Destroy() error {
 	if !c.ours {

@@ -22,7 +22,7 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uintptr{
 
 // Namespaces are those a process is started in.
 type Namespaces struct {
-	flags uintptr           // created with the process
+	flags uintptr            // created with the process
 	paths map[uintptr]string // joined by the thread that starts it
 }
 

@@ -76,8 +76,14 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 	if err != nil {
 		return nil, err
 	}
+	// The cgroup is made while the rest is: on version 1 that is dozens of writes.
+	cgroupMade := sync.OnceValue(func() error {
+		return telemetry.Stage(ctx, telemetry.CgroupCreate, func(context.Context) error { return c.cgroup.Create() })
+	})
+	go cgroupMade() // waited for on every way out of here
 	defer func() {
 		if err != nil {
+			_ = cgroupMade() // only that it has ended counts here
 			// A cancelled request is a common reason to be here.
 			if e := c.tearDown(context.WithoutCancel(ctx)); e != nil {
 				log.G(ctx).WithError(e).WithField("id", c.id).Error("clean up after a failed create")
@@ -92,7 +98,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 		return nil, err
 	}
 	for attempt := 1; ; attempt++ {
-		c.init, err = c.launch(ctx)
+		c.init, err = c.launch(ctx, cgroupMade)
 		if err == nil {
 			break
 		}
@@ -139,7 +145,7 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 
 // launch starts the instance process and sees it through to the point where it
 // is walled in, has loaded the module, and waits to be started.
-func (c *container) launch(ctx context.Context) (_ *process, err error) {
+func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *process, err error) {
 	ns, err := c.bundle.namespaces()
 	if err != nil {
 		return nil, err
@@ -152,11 +158,15 @@ func (c *container) launch(ctx context.Context) (_ *process, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// While the process builds its walls its cgroup is made. It is in it before
-	// it gets to read the module, since it needs an answer for that.
+	// While the process builds its walls it is put into the cgroup. It is there
+	// before it gets to read the module, since it needs an answer for that.
 	joined := make(chan error, 1)
 	go func() {
-		joined <- telemetry.Stage(ctx, telemetry.CgroupApply, func(context.Context) error { return c.cgroup.Apply(p.pid) })
+		if err := cgroupMade(); err != nil {
+			joined <- err
+			return
+		}
+		joined <- telemetry.Stage(ctx, telemetry.CgroupJoin, func(context.Context) error { return c.cgroup.Join(p.pid) })
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })
 	err = c.handshake(ctx, p, joined)

@@ -242,4 +242,3 @@ func memfd(name string, v any) (*os.File, error) {
 	}
 	return f, nil
 }
-

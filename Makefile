@@ -1,0 +1,88 @@
+# containerd-shim-wazero-v1. "make" alone lists the targets.
+
+GO          ?= go
+PREFIX      ?= /usr/local
+DESTDIR     ?=
+TEST_FLAGS  ?=
+BENCH_FLAGS ?=
+
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+module  := github.com/containerd-shim-wazero/containerd-shim-wazero
+shim    := bin/containerd-shim-wazero-v1
+sources := $(shell find cmd internal -name '*.go') go.mod go.sum
+
+# The pinned programs that tests, demo and benchmark use; each has a module of
+# its own below tools/, which keeps them out of the shim's go.mod.
+containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
+lint       := bin/golangci-lint
+
+wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/esbuild.wasm bin/guests/esbuild
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(shim) ## build the shim: one static binary in bin/
+
+$(shim): $(sources)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X $(module)/internal/shim.version=$(version)' -o $@ ./cmd/containerd-shim-wazero-v1
+
+install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
+	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
+
+demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
+	@$(GO) run ./test/demo -bin bin
+
+test: build $(containerd) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
+	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
+	$(GO) vet ./...
+	$(GO) test -race -count=1 -timeout 30m ./... -args -test.root $(TEST_FLAGS)
+
+bench: build $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
+	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
+
+lint: $(lint) ## run the linters
+	$(lint) run ./...
+
+clean: ## remove what was built
+	rm -rf bin
+
+bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tools/containerd/go.sum
+	cd tools/containerd && $(GO) build -trimpath -ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs -o ../../bin/ github.com/containerd/containerd/v2/cmd/$(@F)
+
+bin/runc: tools/runc/go.mod tools/runc/go.sum | cc
+	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ github.com/opencontainers/runc
+
+bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+guests: $(guests)
+
+bin/guests/%.wasm: test/guests/wat/%.wat | wabt
+	@mkdir -p $(@D)
+	wat2wasm $< -o $@
+
+bin/guests/probe.wasm: test/guests/probe/main.go
+	GOOS=wasip1 GOARCH=wasm $(GO) build -o $@ ./test/guests/probe
+
+bin/guests/%-c.wasm: test/guests/c/%.c | clang
+	@mkdir -p $(@D)
+	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
+
+bin/guests/hello-static: test/guests/c/hello.c | cc
+	@mkdir -p $(@D)
+	cc -O2 -static -s -o $@ $<
+
+# A program that nobody here wrote, and what it does on Linux to compare with.
+bin/guests/esbuild.wasm: tools/esbuild/go.mod
+	cd tools/esbuild && GOOS=wasip1 GOARCH=wasm $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
+
+bin/guests/esbuild: tools/esbuild/go.mod
+	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
+
+# Compilers from the distribution, installed where they are missing.
+wabt clang cc:
+	@tools/packages $@
+
+.PHONY: help build install demo test bench lint clean guests wabt clang cc
+.DEFAULT_GOAL := help

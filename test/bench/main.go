@@ -1,0 +1,281 @@
+// Command bench runs this shim and containerd's own by turns, in one run on one
+// containerd, and prints what each step costs and what a running container
+// takes. Only the ratios mean anything: the machine is what it is.
+//
+// Both run the same specification: namespaces, limits, snapshotter. The Linux
+// container runs a static C program that does what the module does.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
+)
+
+// A contender is a runtime with a program for it.
+type contender struct {
+	name, runtime string
+	image         containerd.Image
+	args, idle    []string
+}
+
+var steps = []string{"create", "start", "exit", "delete", "total"}
+
+func main() {
+	log.SetFlags(0)
+	bin := flag.String("bin", "bin", "directory with containerd, runc and the shims")
+	rounds := flag.Int("n", 60, "containers of each kind, one at a time")
+	tasks := flag.Int("tasks", 60, "containers of each kind for each throughput figure")
+	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
+	flag.Parse()
+	if err := run(context.Background(), *bin, *guests, *rounds, *tasks); err != nil {
+		log.Fatal("bench: ", err)
+	}
+}
+
+func run(ctx context.Context, bin, guests string, rounds, tasks int) (err error) {
+	bin, err = filepath.Abs(bin)
+	if err != nil {
+		return err
+	}
+	n, err := node.Start(ctx, node.Options{Bin: bin, Shim: bin})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	ctx = n.Context(ctx)
+	image := func(name, file string) containerd.Image {
+		data, e := os.ReadFile(filepath.Join(guests, file))
+		if e != nil {
+			err = errors.Join(err, e)
+			return nil
+		}
+		f := node.Regular("app", data)
+		f.Mode = 0o755
+		i, e := n.Image(ctx, name, ocispec.ImageConfig{}, f)
+		err = errors.Join(err, e)
+		return i
+	}
+	contenders := []contender{
+		{"runc, static C", "io.containerd.runc.v2", image("c", "hello-static"), []string{"/app"}, []string{"/app", "idle"}},
+		{"wazero, tiny module", node.Runtime, image("wat", "hello.wasm"), []string{"/app"}, nil},
+		{"wazero, C module", node.Runtime, image("cwasm", "hello-c.wasm"), []string{"/app"}, []string{"/app", "idle"}},
+		{"wazero, Go module", node.Runtime, image("gowasm", "probe.wasm"), []string{"/app", "print", "hello"}, []string{"/app", "idle"}},
+	}
+	if err != nil {
+		return err
+	}
+	times := make([]map[string][]time.Duration, len(contenders))
+	for i := range times {
+		times[i] = map[string][]time.Duration{}
+	}
+	for round := range rounds + 3 {
+		for i, c := range contenders {
+			t, err := life(ctx, n.Client, c, fmt.Sprintf("b%d-%d", i, round))
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			if round < 3 {
+				continue // warm: the compile cache, the page cache
+			}
+			for k, step := range steps {
+				times[i][step] = append(times[i][step], t[k])
+			}
+		}
+	}
+	fmt.Printf("%d containers of each kind, by turns; milliseconds, p50 (p95), and p50 over runc's\n\n", rounds)
+	fmt.Printf("| %-20s |", "")
+	for _, step := range steps {
+		fmt.Printf(" %-20s |", step)
+	}
+	fmt.Println()
+	for i, c := range contenders {
+		fmt.Printf("| %-20s |", c.name)
+		for _, step := range steps {
+			p50, p95 := quantile(times[i][step], 0.5), quantile(times[i][step], 0.95)
+			fmt.Printf(" %6.1f (%6.1f) %5.2f |", ms(p50), ms(p95), float64(p50)/float64(quantile(times[0][step], 0.5)))
+		}
+		fmt.Println()
+	}
+	fmt.Printf("\ntasks per second, create to delete, %d each\n\n", tasks)
+	for _, parallel := range []int{1, 4} {
+		var base float64
+		for i, c := range contenders {
+			rate, err := throughput(ctx, n.Client, c, tasks, parallel, fmt.Sprintf("p%d-%d", parallel, i))
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			if i == 0 {
+				base = rate
+			}
+			fmt.Printf("| %d in parallel | %-20s | %6.1f/s %5.2f |\n", parallel, c.name, rate, rate/base)
+		}
+	}
+	fmt.Printf("\nmemory of one running container, shim and all, KiB\n\n")
+	var base float64
+	for i, c := range contenders {
+		if c.idle == nil {
+			continue
+		}
+		pss, private, err := memory(ctx, n.Client, c, fmt.Sprintf("m%d", i))
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		if i == 0 {
+			base = float64(pss)
+		}
+		fmt.Printf("| %-20s | proportional %6d %5.2f | private %6d |\n", c.name, pss, float64(pss)/base, private)
+	}
+	return nil
+}
+
+// spec is the same for every contender: containerd's default namespaces and
+// mounts, and the limits a pod commonly has.
+func (c contender) spec(args []string) containerd.NewContainerOpts {
+	return containerd.WithNewSpec(oci.WithImageConfig(c.image), oci.WithProcessArgs(args...),
+		oci.WithMemoryLimit(256<<20), oci.WithCPUShares(512), oci.WithCPUCFS(200000, 100000), oci.WithPidsLimit(512))
+}
+
+func (c contender) create(ctx context.Context, client *containerd.Client, id string, args []string) (containerd.Container, error) {
+	return client.NewContainer(ctx, id, containerd.WithImage(c.image), containerd.WithNewSnapshot(id, c.image),
+		containerd.WithRuntime(c.runtime, nil), c.spec(args))
+}
+
+// life runs one container and times its steps. Metadata and snapshot are made
+// before and removed after: they are the same for all.
+func life(ctx context.Context, client *containerd.Client, c contender, id string) (t [5]time.Duration, err error) {
+	container, err := c.create(ctx, client, id, c.args)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, container.Delete(ctx, containerd.WithSnapshotCleanup)) }()
+	began := time.Now()
+	task, err := container.NewTask(ctx, cio.NullIO)
+	if err != nil {
+		return t, err
+	}
+	t[0] = time.Since(began)
+	exit, err := task.Wait(ctx)
+	if err != nil {
+		return t, err
+	}
+	at := time.Now()
+	if err := task.Start(ctx); err != nil {
+		return t, err
+	}
+	t[1] = time.Since(at)
+	at = time.Now()
+	status := <-exit
+	t[2] = time.Since(at)
+	at = time.Now()
+	if _, err := task.Delete(ctx); err != nil {
+		return t, err
+	}
+	t[3] = time.Since(at)
+	t[4] = time.Since(began)
+	if code, _, err := status.Result(); err != nil || code != 0 {
+		return t, fmt.Errorf("exit status %d: %w", code, err)
+	}
+	return t, nil
+}
+
+func throughput(ctx context.Context, client *containerd.Client, c contender, tasks, parallel int, prefix string) (float64, error) {
+	work := make(chan int)
+	errs := make(chan error, parallel)
+	var wg sync.WaitGroup
+	began := time.Now()
+	for range parallel {
+		wg.Go(func() {
+			for i := range work {
+				if _, err := life(ctx, client, c, fmt.Sprintf("%s-%d", prefix, i)); err != nil {
+					select {
+					case errs <- err:
+					default:
+					}
+				}
+			}
+		})
+	}
+	for i := range tasks {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	select {
+	case err := <-errs:
+		return 0, err
+	default:
+		return float64(tasks) / time.Since(began).Seconds(), nil
+	}
+}
+
+// memory is the proportional and private memory of all processes of a running
+// container, in KiB.
+func memory(ctx context.Context, client *containerd.Client, c contender, id string) (pss, private int, err error) {
+	container, err := c.create(ctx, client, id, c.idle)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, container.Delete(ctx, containerd.WithSnapshotCleanup)) }()
+	task, err := container.NewTask(ctx, cio.NullIO)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() {
+		_, e := task.Delete(ctx, containerd.WithProcessKill)
+		err = errors.Join(err, e)
+	}()
+	if err := task.Start(ctx); err != nil {
+		return 0, 0, err
+	}
+	time.Sleep(2 * time.Second) // let it settle
+	// The shim runs in the bundle's directory or is the parent of the task.
+	out, err := exec.Command("ps", "-o", "ppid=", "-p", strconv.Itoa(int(task.Pid()))).Output()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, pid := range []string{strings.TrimSpace(string(out)), strconv.Itoa(int(task.Pid()))} {
+		rollup, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
+		if err != nil {
+			return 0, 0, err
+		}
+		for _, line := range strings.Split(string(rollup), "\n") {
+			f := strings.Fields(line)
+			if len(f) < 2 {
+				continue
+			}
+			kib, _ := strconv.Atoi(f[1]) // the first line is not of this form
+			switch f[0] {
+			case "Pss:":
+				pss += kib
+			case "Private_Clean:", "Private_Dirty:":
+				private += kib
+			}
+		}
+	}
+	return pss, private, nil
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[int(q*float64(len(d)-1)+0.5)]
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -1,0 +1,202 @@
+// Package node is a private containerd in a temporary folder, for the tests, the
+// demo and the benchmark: with its own root, state, sockets and namespace, and
+// nothing of it left when it is closed.
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"text/template"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+)
+
+// Runtime is the runtime under test.
+const Runtime = "io.containerd.wazero.v1"
+
+// Namespace is the containerd namespace everything is run in.
+const Namespace = "test"
+
+// Options are how to start a node. The zero value is fine.
+type Options struct {
+	// Bin is a directory with containerd, ctr, the shims and runc; it comes before
+	// PATH. Shim is one with the shim under test, which comes before that.
+	Bin, Shim string
+	// Env is added to containerd's environment, and so to the shims'.
+	Env []string
+	// ShimEnv is added by containerd to that of its shims only.
+	ShimEnv []string
+	// Debug has containerd and its shims log everything.
+	Debug bool
+}
+
+// A Node is a running containerd.
+type Node struct {
+	Dir    string // everything it has on disk, but for runc's state
+	Client *containerd.Client
+	opts   Options
+	cmd    *exec.Cmd
+}
+
+var config = template.Must(template.New("").Parse(`version = 3
+root = "{{.Dir}}/root"
+state = "{{.Dir}}/state"
+disabled_plugins = [
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
+]
+[grpc]
+  address = "{{.Dir}}/c.sock"
+[ttrpc]
+  address = "{{.Dir}}/c.sock.ttrpc"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "{{.Dir}}/s"
+  env = [{{range .ShimEnv}}{{printf "%q" .}},{{end}}]
+`))
+
+// Start starts a node. It needs root.
+func Start(ctx context.Context, opts Options) (_ *Node, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a private containerd needs root: run this as root (sudo)")
+	}
+	// Short: socket paths have to fit.
+	dir, err := os.MkdirTemp("", "wz")
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Dir: dir, opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	var buf bytes.Buffer
+	if err := config.Execute(&buf, map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv}); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(n.path("config.toml"), buf.Bytes(), 0o600); err != nil {
+		return nil, err
+	}
+	// containerd makes the bundles searchable for user namespaces; so must be
+	// what is above them.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, err
+	}
+	return n, n.Boot(ctx)
+}
+
+func (n *Node) path(elem ...string) string { return filepath.Join(append([]string{n.Dir}, elem...)...) }
+
+// Boot starts containerd, again after [Node.Halt].
+func (n *Node) Boot(ctx context.Context) error {
+	logfile, err := os.OpenFile(n.path("containerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logfile.Close()
+	args := []string{"-c", n.path("config.toml")}
+	if n.opts.Debug {
+		args = append(args, "-l", "debug")
+	}
+	n.cmd = exec.Command(n.Tool("containerd"), args...)
+	n.cmd.Env = append(append(os.Environ(), "PATH="+n.searchPath()), n.opts.Env...)
+	n.cmd.Stdout, n.cmd.Stderr = logfile, logfile
+	if err := n.cmd.Start(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		n.Client, err = containerd.New(n.Address(), containerd.WithDefaultNamespace(Namespace))
+		if err == nil {
+			if _, err = n.Client.Version(ctx); err == nil {
+				return nil
+			}
+			n.Client.Close()
+			n.Client = nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("containerd does not answer: %w\n%s", err, n.Log())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Halt ends containerd with a signal; its shims and tasks run on.
+func (n *Node) Halt(sig syscall.Signal) error {
+	if n.Client != nil {
+		n.Client.Close()
+		n.Client = nil
+	}
+	if n.cmd == nil || n.cmd.Process == nil {
+		return nil
+	}
+	if err := n.cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	_ = n.cmd.Wait() // ended by a signal, which Wait calls an error
+	n.cmd = nil
+	return nil
+}
+
+// Close ends containerd and removes everything it had.
+func (n *Node) Close() error {
+	errs := []error{n.Halt(syscall.SIGTERM)}
+	errs = append(errs, mount.UnmountRecursive(n.Dir, syscall.MNT_DETACH), os.RemoveAll(n.Dir))
+	return errors.Join(errs...)
+}
+
+// Address is containerd's socket.
+func (n *Node) Address() string { return n.path("c.sock") }
+
+// Bundle is the directory containerd gives the shim of a container.
+func (n *Node) Bundle(id string) string {
+	return n.path("state", "io.containerd.runtime.v2.task", Namespace, id)
+}
+
+// Log is what containerd and its shims have logged.
+func (n *Node) Log() string {
+	data, err := os.ReadFile(n.path("containerd.log"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err.Error()
+	}
+	return string(data)
+}
+
+func (n *Node) searchPath() string {
+	return n.opts.Shim + ":" + n.opts.Bin + ":" + os.Getenv("PATH")
+}
+
+// Tool is the path of a program that the node uses.
+func (n *Node) Tool(name string) string {
+	for _, dir := range filepath.SplitList(n.searchPath()) {
+		p := filepath.Join(dir, name)
+		if info, err := os.Stat(p); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return p
+		}
+	}
+	return name
+}
+
+// Ctr is a ctr command on this node.
+func (n *Node) Ctr(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, n.Tool("ctr"), append([]string{"-a", n.Address(), "-n", Namespace}, args...)...)
+	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
+	return cmd
+}
+
+// Context has the node's namespace.
+func (n *Node) Context(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, Namespace)
+}
