@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"syscall"
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, for the managers below
@@ -75,13 +77,66 @@ func (c *Cgroup) Create() error {
 	return nil
 }
 
-// Join moves a process into the cgroup.
-func (c *Cgroup) Join(pid int) error {
-	if err := c.manager.AddPid("", pid); err != nil {
-		return fmt.Errorf("cgroup: %w", err)
+// StartIn runs start, which starts a process with attr, so that the process is
+// born in the cgroup. The goroutine must be locked to its thread.
+//
+// On version 1 the thread itself goes into the cgroup and comes back. Moving a
+// running process there costs 8 ms, a grace period for every thread on the
+// machine; a thread that moves itself, as a new process, needs none.
+//
+// When the thread cannot come back, StartIn panics: it would hold up the removal
+// of the cgroup for good.
+func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
+	for subsystem, path := range c.manager.GetPaths() {
+		if subsystem == "" { // version 2, which may be there beside version 1
+			dir, err := os.Open(path)
+			if err != nil {
+				return fmt.Errorf("cgroup: %w", err)
+			}
+			defer dir.Close()
+			attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+			continue
+		}
+		back, err := ownCgroup(subsystem)
+		if err != nil {
+			return err
+		}
+		if err := moveThread(path); err != nil {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+		defer func() {
+			if err := moveThread(back); err != nil {
+				panic(fmt.Sprintf("back to own cgroup: %v", err))
+			}
+		}()
 	}
-	return nil
+	return start()
 }
+
+// home has the directories of this process's own cgroups of version 1, by
+// subsystem. They are looked up once: that reads the mount table.
+var home = struct {
+	sync.Mutex
+	paths map[string]string // guarded by the mutex
+}{paths: map[string]string{}}
+
+func ownCgroup(subsystem string) (string, error) {
+	home.Lock()
+	defer home.Unlock()
+	if path, ok := home.paths[subsystem]; ok {
+		return path, nil
+	}
+	path, err := cgroups.GetOwnCgroupPath(subsystem)
+	if err != nil {
+		return "", fmt.Errorf("own cgroup: %w", err)
+	}
+	home.paths[subsystem] = path
+	return path, nil
+}
+
+// moveThread moves the calling thread. The kernel takes 0 for it, and only then
+// leaves the rest of the machine alone.
+func moveThread(cgroup string) error { return cgroups.WriteFile(cgroup, "tasks", "0") }
 
 // Adopt takes over a cgroup whose maker is gone, and kills every process in it.
 func (c *Cgroup) Adopt() error {

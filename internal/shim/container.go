@@ -150,47 +150,34 @@ func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *pro
 	if err != nil {
 		return nil, err
 	}
+	if err := cgroupMade(); err != nil {
+		return nil, err
+	}
 	var p *process
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		p, err = c.host.spawner.startProcess(ctx, instance.RoleInstance, c.bundle.instanceConfig(), ns, c.streams.child)
+		p, err = c.host.spawner.startProcess(ctx, instance.RoleInstance, c.bundle.instanceConfig(), ns, c.cgroup, c.streams.child)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	// While the process builds its walls it is put into the cgroup. It is there
-	// before it gets to read the module, since it needs an answer for that.
-	joined := make(chan error, 1)
-	go func() {
-		if err := cgroupMade(); err != nil {
-			joined <- err
-			return
-		}
-		joined <- telemetry.Stage(ctx, telemetry.CgroupJoin, func(context.Context) error { return c.cgroup.Join(p.pid) })
-	}()
 	stop := context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })
-	err = c.handshake(ctx, p, joined)
-	if !stop() && err == nil {
+	err = c.handshake(ctx, p)
+	if !stop() {
 		err = context.Cause(ctx)
 	}
-	if err != nil {
-		if joinErr, ok := <-joined; ok && joinErr != nil && ctx.Err() == nil {
-			err = joinErr
-		}
-		p.destroy()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		} else if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
-			err = fmt.Errorf("the instance process ended with status %d before it was ready", p.status)
-		}
-		return nil, err
+	if err == nil {
+		return p, nil
 	}
-	return p, nil
+	p.destroy()
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		err = fmt.Errorf("the instance process ended with status %d before it was ready", p.status)
+	}
+	return nil, err
 }
 
-// handshake is the shim's side of what package instance describes. It closes
-// joined after reading it.
-func (c *container) handshake(ctx context.Context, p *process, joined chan error) error {
+// handshake is the shim's side of what package instance describes.
+func (c *container) handshake(ctx context.Context, p *process) error {
 	located, files, err := p.control.Receive(1)
 	if err != nil {
 		return err
@@ -205,11 +192,6 @@ func (c *container) handshake(ctx context.Context, p *process, joined chan error
 		return err
 	}
 	defer artifact.Dir.Close()
-	err = <-joined
-	close(joined)
-	if err != nil {
-		return err
-	}
 	tree, err := sandbox.Detached(artifact.Dir, true)
 	if err != nil {
 		return err
@@ -255,7 +237,7 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 		return err
 	}
 	cfg := instance.Config{Sandbox: sandbox.Config{Base: dir.Name(), User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}}}
-	p, err := h.spawner.startProcess(ctx, instance.RoleCompile, cfg, ns, [3]*os.File{nil, nil, os.Stderr})
+	p, err := h.spawner.startProcess(ctx, instance.RoleCompile, cfg, ns, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}

@@ -73,9 +73,11 @@ type process struct {
 // startProcess re-executes this binary in the given role. The process is told
 // cfg and has nothing of the shim's environment but, when ctx has a span, that.
 //
+// It is born in the namespaces and the cgroup given; a nil one is the shim's.
+//
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func (s *spawner) startProcess(ctx context.Context, role string, cfg instance.Config, ns sandbox.Namespaces, streams [3]*os.File) (_ *process, err error) {
+func (s *spawner) startProcess(ctx context.Context, role string, cfg instance.Config, ns sandbox.Namespaces, cgroup *sandbox.Cgroup, streams [3]*os.File) (_ *process, err error) {
 	config, err := memfd("config", cfg)
 	if err != nil {
 		return nil, err
@@ -121,10 +123,16 @@ func (s *spawner) startProcess(ctx context.Context, role string, cfg instance.Co
 	cmd.SysProcAttr.PidFD = &pidfd
 
 	var exits chan runc.Exit
+	start := func() (err error) {
+		exits, err = reaper.Default.Start(cmd)
+		return err
+	}
 	err = s.do(func() error {
-		return ns.Join(func() (err error) {
-			exits, err = reaper.Default.Start(cmd)
-			return err
+		return ns.Join(func() error {
+			if cgroup == nil {
+				return start()
+			}
+			return cgroup.StartIn(cmd.SysProcAttr, start)
 		})
 	})
 	if err != nil {

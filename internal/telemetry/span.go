@@ -29,7 +29,6 @@ const (
 	RootfsMount   = "rootfs.mount"
 	InstanceSpawn = "instance.spawn"
 	CgroupCreate  = "cgroup.create"
-	CgroupJoin    = "cgroup.join"
 	ModuleResolve = "module.resolve"
 	ModuleCompile = "module.compile"
 	InstanceStop  = "instance.stop"
