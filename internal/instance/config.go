@@ -1,24 +1,22 @@
 // Package instance is the instance process: one operating-system process that
-// builds its own walls, then runs one module in wazero, and exits with the
-// guest's status. It never imports containerd.
+// runs one module in wazero, and exits with the guest's status. It never imports
+// containerd.
+//
+// Its walls the shim builds around it, from outside: see package sandbox.
 //
 //	shim                                  instance process
 //	 │ ── starts it, Config, descriptors ──▶ │  Main
-//	 │                                       │  sandbox.Build
-//	 │ ◀──── Located: the module, open ───── │  module.Find
-//	 │ ── Compiled: a mount, open ─────────▶ │  Walls.Attach, Drop
-//	 │                                       │  load, Walls.Enter
+//	 │    takes the host's files away        │
+//	 │ ── Load ────────────────────────────▶ │  load
 //	 │ ◀──── Ready ───────────────────────── │
+//	 │    gives it the container's root      │
 //	 │ ── Start ───────────────────────────▶ │  run
 //	 │                                       ▼  exit
 //
-// Instead of any of its messages the process may send an Error, and exits.
+// Instead of Ready the process may send an Error, and exits.
 package instance
 
-import (
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
-)
+import "github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 
 // Role names of the command line: what the shim re-executes its binary as.
 const (
@@ -33,28 +31,27 @@ const (
 	SpansFD   = 5 // the relay's pipe; open when TRACECONTEXT is set
 )
 
-// Config is what an instance process is to run, and inside which walls.
+// Config is what an instance process gives its guest.
 type Config struct {
-	Sandbox sandbox.Config `json:"sandbox"`
-	// Args are the process's arguments; the first one is the entry point.
+	// Args are the process's arguments; the first one is replaced by the entry
+	// point's.
 	Args []string `json:"args"`
 	// Env is the guest's whole environment, KEY=VALUE each.
-	Env []string `json:"env,omitempty"`
+	Env   []string `json:"env,omitempty"`
+	Cwd   string   `json:"cwd"`
+	Umask uint32   `json:"umask"`
 }
 
 // Message is one packet on the control socket. Just one field is set.
 type Message struct {
+	// Load has the process read the module, which is compiled by now.
+	Load *module.Entry `json:"load,omitempty"`
+	// Compile goes to a compile process with the module as a descriptor.
+	Compile bool   `json:"compile,omitempty"`
+	Start   *Start `json:"start,omitempty"`
+
+	Ready bool   `json:"ready,omitempty"`
 	Error *Error `json:"error,omitempty"`
-
-	// Located comes with the module as a descriptor.
-	Located *module.Entry `json:"located,omitempty"`
-	Ready   bool          `json:"ready,omitempty"`
-
-	// Compiled goes with the module's entry of the compile cache, a mount that
-	// is attached nowhere, as a descriptor. To the compile role it goes with the
-	// module and an empty directory.
-	Compiled bool   `json:"compiled,omitempty"`
-	Start    *Start `json:"start,omitempty"`
 }
 
 // Start lets the guest run.

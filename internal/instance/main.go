@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"golang.org/x/sys/unix"
+
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
@@ -37,8 +37,7 @@ func Main() int {
 	return guest.run(context.Background(), p.spans)
 }
 
-// CompileMain is the compile process: inside the same walls as an instance, but
-// for a root file system, it compiles one module into a directory.
+// CompileMain is the compile process: it compiles one module into a directory.
 func CompileMain() int {
 	p, err := newProcess()
 	if err != nil {
@@ -73,9 +72,13 @@ func newProcess() (*process, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if tc := os.Getenv(telemetry.TraceContextEnv); tc != "" {
-		p.spans, err = telemetry.NewRecorder(os.NewFile(SpansFD, "spans"), tc)
+		if p.spans, err = telemetry.NewRecorder(os.NewFile(SpansFD, "spans"), tc); err != nil {
+			return nil, err
+		}
 	}
-	return p, err
+	unix.Umask(int(p.config.Umask))
+	// Should the shim have died already, the control socket will say so.
+	return p, sandbox.DieWithParent()
 }
 
 // fail tells the shim why there will be no guest.
@@ -91,84 +94,31 @@ func (p *process) fail(err error) int {
 	return 1
 }
 
-// prepare builds the walls and loads the module inside them.
-func (p *process) prepare() (_ *guest, err error) {
-	walls, entry, f, err := p.build()
+// prepare loads the module, once the shim says that the walls are up.
+func (p *process) prepare() (*guest, error) {
+	m, _, err := p.control.Receive(0)
+	if err == nil && m.Load == nil {
+		err = errors.New("told to do something else than load")
+	}
 	p.spans.Record(telemetry.InstancePrepare, p.began, err)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	began := time.Now()
-	g, err := load(context.Background(), f, entry, p.config)
-	p.spans.Record(telemetry.ModuleLoad, began, err, telemetry.ModulePath.String(entry.Path))
+	g, err := load(context.Background(), *m.Load, p.config)
+	p.spans.Record(telemetry.ModuleLoad, began, err, telemetry.ModulePath.String(m.Load.Path))
 	if err != nil {
-		return nil, err
-	}
-	if err := walls.Enter(); err != nil {
-		return nil, err
-	}
-	if err := sandbox.DieWithParent(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)
 	}
 	return g, p.control.Send(Message{Ready: true})
 }
 
-// build builds the walls up to the point where the module may be read, and
-// opens it as the user that the container runs as.
-func (p *process) build() (_ *sandbox.Walls, entry module.Entry, f *os.File, err error) {
-	walls, err := sandbox.Build(p.config.Sandbox)
-	if err != nil {
-		return nil, entry, nil, err
-	}
-	cfg := p.config
-	entry, located, err := module.Find(walls.Open, cfg.Args[0], cfg.Sandbox.Cwd, lookupEnv(cfg.Env, "PATH"))
-	if err != nil {
-		return nil, entry, nil, err
-	}
-	err = p.control.Send(Message{Located: &entry}, located)
-	located.Close()
-	if err != nil {
-		return nil, entry, nil, err
-	}
-	_, files, err := p.control.Receive(1)
-	if err != nil {
-		return nil, entry, nil, err
-	}
-	err = walls.Attach(files[0])
-	files[0].Close()
-	if err != nil {
-		return nil, entry, nil, err
-	}
-	if err := walls.Drop(); err != nil {
-		return nil, entry, nil, err
-	}
-	f, err = walls.Open(entry.Path, os.O_RDONLY)
-	if err != nil {
-		return nil, entry, nil, fmt.Errorf("entry point %s: as uid %d: %w", entry.Path, cfg.Sandbox.User.UID, errors.Unwrap(err))
-	}
-	return walls, entry, f, nil
-}
-
-// compile is prepare for the compile process.
 func (p *process) compile() error {
-	walls, err := sandbox.Build(p.config.Sandbox)
+	m, files, err := p.control.Receive(1)
+	if err == nil && !m.Compile {
+		err = errors.New("told to do something else than compile")
+	}
 	if err != nil {
-		return err
-	}
-	_, files, err := p.control.Receive(2)
-	if err != nil {
-		return err
-	}
-	err = walls.Attach(files[1])
-	files[1].Close()
-	if err != nil {
-		return err
-	}
-	if err := walls.Drop(); err != nil {
-		return err
-	}
-	if err := sandbox.DieWithParent(); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -178,15 +128,4 @@ func (p *process) compile() error {
 		return err
 	}
 	return p.control.Send(Message{Ready: true})
-}
-
-// lookupEnv returns the last value of a variable, which is the one that counts
-// for getenv(3) of most C libraries' descendants that build a map.
-func lookupEnv(env []string, name string) (value string) {
-	for _, kv := range env {
-		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
-			value = v
-		}
-	}
-	return value
 }

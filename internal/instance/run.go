@@ -74,13 +74,18 @@ type guest struct {
 	config   wazero.ModuleConfig
 }
 
-// load makes a guest of the module f, whose compiled code is in
-// [sandbox.Attached]. Everything that can be known to be wrong with a module
-// before it runs is an error here.
-func load(ctx context.Context, f *os.File, entry module.Entry, cfg Config) (*guest, error) {
-	code, err := readModule(f)
+// load makes a guest of the module that entry names, as the user that the process
+// runs as. Its compiled code is in [sandbox.Attached]. Everything that can be
+// known to be wrong with a module before it runs is an error here.
+func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
+	f, err := openEntry(entry.Path)
 	if err != nil {
-		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, err
+	}
+	code, err := readModule(f)
+	f.Close()
+	if err != nil {
+		return nil, err
 	}
 	r, err := newRuntime(ctx)
 	if err != nil {
@@ -90,22 +95,37 @@ func load(ctx context.Context, f *os.File, entry module.Entry, cfg Config) (*gue
 	if err != nil {
 		// It was compiled before: what is wrong now is the entry of the cache,
 		// missing under the engine's own key or broken.
-		return nil, &Error{Text: fmt.Sprintf("entry point %s: compiled code: %v", entry.Path, err), Kind: StaleCache}
+		return nil, &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
 	}
 	host, err := wasi_snapshot_preview1.NewBuilder(r).Compile(ctx)
 	if err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
 	if err := checkImports(compiled, host); err != nil {
-		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, err
 	}
 	if err := checkExport(compiled, entry.Func); err != nil {
-		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, err
 	}
 	if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
 	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg)}, nil
+}
+
+// openEntry opens the module while the container's root file system is not yet
+// the root of the process.
+func openEntry(path string) (*os.File, error) {
+	root, err := os.Open(sandbox.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := sandbox.OpenInRoot(int(root.Fd()), path, os.O_RDONLY)
+	if err != nil {
+		return nil, fmt.Errorf("as uid %d: %w", os.Getuid(), errors.Unwrap(err))
+	}
+	return f, nil
 }
 
 // checkImports refuses a module that needs what nobody here provides.
@@ -189,7 +209,7 @@ func moduleConfig(entry module.Entry, cfg Config) wazero.ModuleConfig {
 	}
 	if !pwd {
 		// Preview 1 has no other way to tell a guest its working directory.
-		c = c.WithEnv("PWD", cfg.Sandbox.Cwd)
+		c = c.WithEnv("PWD", cfg.Cwd)
 	}
 	return c
 }

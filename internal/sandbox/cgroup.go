@@ -77,16 +77,20 @@ func (c *Cgroup) Create() error {
 	return nil
 }
 
-// StartIn runs start, which starts a process with attr, so that the process is
-// born in the cgroup. The goroutine must be locked to its thread.
+// startIn runs start, which starts a process with attr, so that the process is
+// born in the cgroup; a nil one is the thread's own. The goroutine must be locked
+// to its thread.
 //
 // On version 1 the thread itself goes into the cgroup and comes back. Moving a
 // running process there costs 8 ms, a grace period for every thread on the
 // machine; a thread that moves itself, as a new process, needs none.
 //
-// When the thread cannot come back, StartIn panics: it would hold up the removal
+// When the thread cannot come back, startIn panics: it would hold up the removal
 // of the cgroup for good.
-func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
+func (c *Cgroup) startIn(attr *syscall.SysProcAttr, start func() error) error {
+	if c == nil {
+		return start()
+	}
 	for subsystem, path := range c.manager.GetPaths() {
 		if subsystem == "" { // version 2, which may be there beside version 1
 			dir, err := os.Open(path)

@@ -2,126 +2,82 @@ package sandbox
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"syscall"
-	"unsafe"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // wasiCapabilities are the ones a WASI guest can make any use of: preview 1
 // opens, changes and touches files, and has no call for anything else that
 // capabilities(7) lists.
-var wasiCapabilities = map[string]uint{
+var wasiCapabilities = map[string]uintptr{
 	"CAP_DAC_OVERRIDE":    unix.CAP_DAC_OVERRIDE,
 	"CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
 	"CAP_FOWNER":          unix.CAP_FOWNER,
 }
 
-// guestCapabilities is the set of the ones asked for that a guest can use.
-func guestCapabilities(names []string) (set uint64) {
-	for _, name := range names {
-		if bit, ok := wasiCapabilities[name]; ok {
-			set |= 1 << bit
+func guestCapability(c uintptr) bool {
+	for _, bit := range wasiCapabilities {
+		if c == bit {
+			return true
 		}
 	}
-	return set
+	return false
 }
 
-// Securebits: uid 0 gets nothing for being uid 0, capabilities stay over a
-// change of user (Drop narrows them itself), and none of this can be undone.
-//
-// Each bit is followed by the one that locks it: linux/securebits.h.
-const securebits = 0b11<<0 | // SECBIT_NOROOT
-	0b11<<2 | // SECBIT_NO_SETUID_FIXUP
-	0b11<<6 // SECBIT_NO_CAP_AMBIENT_RAISE
+// securebits: exec gives uid 0 nothing for being uid 0. Each bit is followed by
+// the one that locks it: linux/securebits.h.
+const securebits = 0b11 << 0 // SECBIT_NOROOT
 
-// Drop takes on the user and groups of the configuration and gives up every
-// capability, in every thread, but for those of the guest and, while there is a
-// root file system to enter, CAP_SYS_CHROOT. It sets no_new_privs.
-func (w *Walls) Drop() error {
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, securebits, 0); err != nil {
-		return fmt.Errorf("securebits: %w", err)
-	}
-	// The bounding set bounds what an exec could give back. It is short-lived:
-	// the first capability the kernel does not know ends it.
-	for c := uintptr(0); ; c++ {
-		err := allThreads(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0)
-		if err == unix.EINVAL && c > unix.CAP_CHECKPOINT_RESTORE {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("bounding set: capability %d: %w", c, err)
+// setCredentials has a process started with attr be the given user, with those
+// capabilities of the ones named that a guest can use. They are ambient, which
+// is the one way over an exec for a process that is not root or nothing special.
+func setCredentials(attr *syscall.SysProcAttr, u specs.User, capabilities []string) {
+	attr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.AdditionalGids}
+	for _, name := range capabilities {
+		if bit, ok := wasiCapabilities[name]; ok {
+			attr.AmbientCaps = append(attr.AmbientCaps, bit)
 		}
 	}
-	u := w.cfg.User
-	groups := make([]int, len(u.AdditionalGids))
-	for i, g := range u.AdditionalGids {
-		groups[i] = int(g)
+}
+
+// setLimits sets the limits of a process from outside.
+func setLimits(pid int, cfg Config) error {
+	if adj := cfg.OOMScoreAdj; adj != nil {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(*adj)), 0); err != nil {
+			return fmt.Errorf("oomScoreAdj %d: %w", *adj, err)
+		}
 	}
-	// The calls of package syscall change every thread.
-	if err := syscall.Setgroups(groups); err != nil {
-		return fmt.Errorf("groups %v: %w", groups, err)
-	}
-	if err := syscall.Setresgid(int(u.GID), int(u.GID), int(u.GID)); err != nil {
-		return fmt.Errorf("gid %d: %w", u.GID, err)
-	}
-	if err := syscall.Setresuid(int(u.UID), int(u.UID), int(u.UID)); err != nil {
-		return fmt.Errorf("uid %d: %w", u.UID, err)
-	}
-	if u.Umask != nil {
-		unix.Umask(int(*u.Umask))
-	} else {
-		unix.Umask(0o022)
-	}
-	var keep uint64
-	if w.rootfs >= 0 {
-		keep = guestCapabilities(w.cfg.Capabilities) | 1<<unix.CAP_SYS_CHROOT
-	}
-	if err := setCapabilities(keep); err != nil {
-		return err
-	}
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("no_new_privs: %w", err)
+	for _, l := range cfg.Rlimits {
+		resource, ok := rlimits[l.Type]
+		if !ok {
+			return fmt.Errorf("rlimit %s: unknown", l.Type)
+		}
+		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+			return fmt.Errorf("rlimit %s: %w", l.Type, err)
+		}
 	}
 	return nil
 }
 
-// DieWithParent has the kernel kill the process when the thread that started it
-// ends. Every change of credentials undoes it, so it comes after them.
+var rlimits = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+	"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
+}
+
+// DieWithParent has the kernel kill the calling process when the thread that
+// started it ends. Whether that has happened before the call, only a connection
+// to the parent tells.
 func DieWithParent() error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("parent death signal: %w", err)
-	}
-	return nil
-}
-
-// capabilityData is on the heap, where the address given to the kernel holds.
-type capabilityData struct {
-	header unix.CapUserHeader
-	data   [2]unix.CapUserData
-}
-
-// setCapabilities sets the permitted and effective sets of every thread, and
-// empties the inheritable one.
-func setCapabilities(set uint64) error {
-	c := &capabilityData{header: unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}}
-	c.data[0].Effective, c.data[1].Effective = uint32(set), uint32(set>>32)
-	c.data[0].Permitted, c.data[1].Permitted = uint32(set), uint32(set>>32)
-	err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&c.header)), uintptr(unsafe.Pointer(&c.data[0])), 0)
-	keep = c
-	if err != nil {
-		return fmt.Errorf("capabilities: %w", err)
-	}
-	return nil
-}
-
-var keep *capabilityData
-
-// allThreads makes a system call that changes the calling thread only in every
-// thread of the process.
-func allThreads(trap, a1, a2, a3 uintptr) error {
-	if _, _, errno := syscall.AllThreadsSyscall6(trap, a1, a2, a3, 0, 0, 0); errno != 0 {
-		return errno
 	}
 	return nil
 }

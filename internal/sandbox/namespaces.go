@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -20,10 +18,20 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uintptr{
 	specs.UTSNamespace:     unix.CLONE_NEWUTS,
 }
 
+// namespaceFiles are those of /proc/<pid>/ns for a thread's namespaces; the pid
+// namespace of its children is not its own.
+var namespaceFiles = map[uintptr]string{
+	unix.CLONE_NEWIPC: "ipc",
+	unix.CLONE_NEWNET: "net",
+	unix.CLONE_NEWNS:  "mnt",
+	unix.CLONE_NEWPID: "pid_for_children",
+	unix.CLONE_NEWUTS: "uts",
+}
+
 // Namespaces are those a process is started in.
 type Namespaces struct {
-	flags uintptr            // created with the process
-	paths map[uintptr]string // joined by the thread that starts it
+	flags uintptr            // made new
+	paths map[uintptr]string // joined
 }
 
 // NewNamespaces reads the namespaces of an OCI specification. The mount
@@ -57,70 +65,47 @@ func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 // the starting process's own.
 func (ns Namespaces) Has(t specs.LinuxNamespaceType) bool {
 	flag := namespaceFlags[t]
-	_, joined := ns.paths[flag]
-	return joined || ns.flags&flag != 0
+	return ns.paths[flag] != "" || ns.flags&flag != 0
 }
 
-// SysProcAttr has the clone flags for a process of these namespaces.
-func (ns Namespaces) SysProcAttr() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Cloneflags: ns.flags}
-}
-
-// Join runs start with the calling thread in the namespaces given by path, and
-// takes the thread back afterwards. The goroutine must be locked to its thread.
-//
-// When the thread cannot be taken back, Join panics: no code of this process may
-// go on in a container's namespace.
-func (ns Namespaces) Join(start func() error) (err error) {
-	for flag, path := range ns.paths {
-		back, err := enter(flag, path)
-		if err != nil {
-			return err
-		}
-		defer back()
-	}
-	return start()
-}
-
-func enter(flag uintptr, path string) (back func(), err error) {
-	own, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), namespaceFile(flag)))
+// openNamespace opens a namespace of the calling thread.
+func openNamespace(flag uintptr) (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), namespaceFiles[flag]))
 	if err != nil {
 		return nil, fmt.Errorf("own namespace: %w", err)
 	}
-	target, err := os.Open(path)
-	if err != nil {
-		own.Close()
-		return nil, fmt.Errorf("join namespace: %w", err)
+	return f, nil
+}
+
+// join moves the calling thread into the namespace of file.
+func join(flag uintptr, file *os.File) error {
+	err := unix.Setns(int(file.Fd()), int(flag))
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("join namespace %s: not a %s namespace", file.Name(), namespaceFiles[flag])
 	}
-	defer target.Close()
-	if err := unix.Setns(int(target.Fd()), int(flag)); err != nil {
+	if err != nil {
+		return fmt.Errorf("join namespace %s: %w", file.Name(), err)
+	}
+	return nil
+}
+
+// visit moves the calling thread into the namespace of file until back is called.
+//
+// Back panics when it fails: no code of this process may go on in a container's
+// namespace.
+func visit(flag uintptr, file *os.File) (back func(), err error) {
+	own, err := openNamespace(flag)
+	if err != nil {
+		return nil, err
+	}
+	if err := join(flag, file); err != nil {
 		own.Close()
-		if errors.Is(err, unix.EINVAL) {
-			return nil, fmt.Errorf("join namespace %s: not a namespace of type %s", path, namespaceFile(flag))
-		}
-		return nil, fmt.Errorf("join namespace %s: %w", path, err)
+		return nil, err
 	}
 	return func() {
 		defer own.Close()
-		if err := unix.Setns(int(own.Fd()), int(flag)); err != nil {
-			panic(fmt.Sprintf("leave namespace %s: %v", path, err))
+		if err := join(flag, own); err != nil {
+			panic(err)
 		}
-		runtime.KeepAlive(own)
 	}, nil
-}
-
-// namespaceFile is the file of /proc/<pid>/ns for a namespace; the pid
-// namespace of a thread's children is not its own.
-func namespaceFile(flag uintptr) string {
-	switch flag {
-	case unix.CLONE_NEWIPC:
-		return "ipc"
-	case unix.CLONE_NEWNET:
-		return "net"
-	case unix.CLONE_NEWPID:
-		return "pid_for_children"
-	case unix.CLONE_NEWUTS:
-		return "uts"
-	}
-	panic(fmt.Sprintf("no namespace file for %#x", flag))
 }

@@ -1,18 +1,22 @@
-// Package sandbox builds the walls of an instance process: its namespaces, its
-// root file system, its credentials and its cgroup. It knows neither containerd
-// nor wazero.
+// Package sandbox builds the walls around an instance process: its namespaces,
+// its root file system, its credentials and its cgroup. It knows neither
+// containerd nor wazero.
 //
-// A parent starts the process in new namespaces ([Namespaces.SysProcAttr]) and
-// puts it into a cgroup ([NewCgroup]); the process then builds the rest itself:
+// The process builds none of them itself, so it is never privileged: it is born
+// with the user, the capabilities and the cgroup it is to have, in a mount
+// namespace that belongs to a thread of its parent. That thread moves it, from
+// outside, out of the host's files and then into the container's:
 //
-//	Build            mounts, staging root, host name; the host's files are gone
-//	Walls.Attach     one directory of the host, handed over as a mount
-//	Walls.Drop       user, groups, capabilities, no_new_privs
-//	Walls.Enter      the root becomes the container's; the last capability goes
+//	NewWalls       a thread in new mount and UTS namespaces, still with the host's files
+//	Walls.Start    the process, in these namespaces, by way of a Spawner
+//	Walls.Build    mounts; the root of both is now a staging root: no file of the host
+//	Walls.Attach   one directory of the host, read-only, in the staging root
+//	               (the process may read untrusted bytes from here on)
+//	Walls.Enter    the root of both is the container's; the staging root is gone
+//	Walls.Close    the thread ends
 //
-// Between Drop and Enter the process can already read untrusted bytes: it has
-// no privilege but chroot(2), in a mount namespace whose root holds nothing but
-// the container's root file system and the directory attached.
+// That a thread can change another process's root is in pivot_root(2): the call
+// changes it for every process of the mount namespace whose root the old one is.
 package sandbox
 
 import (
@@ -23,22 +27,23 @@ import (
 // runtime specification and means what it means there.
 type Config struct {
 	// Base is a directory of the host, the bundle: relative bind sources start
-	// here, and the new root is mounted over it, in the process's own mount
-	// namespace, on its way to becoming the root.
-	Base string `json:"base"`
+	// here, and in the process's mount namespace the staging root is mounted over
+	// it on its way to becoming the root.
+	Base string
 	// Rootfs is the container's root file system as mounted on the host. Empty
 	// for a process that needs no files of a container.
-	Rootfs   string        `json:"rootfs,omitempty"`
-	Readonly bool          `json:"readonly,omitempty"`
-	Mounts   []specs.Mount `json:"mounts,omitempty"`
+	Rootfs   string
+	Readonly bool
+	Mounts   []specs.Mount
 
-	Hostname   string `json:"hostname,omitempty"`
-	Domainname string `json:"domainname,omitempty"`
+	Namespaces Namespaces
+	Hostname   string
+	Domainname string
 
 	// Cwd is created in the root file system when the image lacks it.
-	Cwd          string              `json:"cwd,omitempty"`
-	User         specs.User          `json:"user"`
-	Capabilities []string            `json:"capabilities,omitempty"` // the effective set
-	Rlimits      []specs.POSIXRlimit `json:"rlimits,omitempty"`
-	OOMScoreAdj  *int                `json:"oomScoreAdj,omitempty"`
+	Cwd          string
+	User         specs.User
+	Capabilities []string // the effective set
+	Rlimits      []specs.POSIXRlimit
+	OOMScoreAdj  *int
 }

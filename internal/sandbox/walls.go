@@ -5,89 +5,180 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // The staging root has these two directories and nothing else.
 const (
-	rootfsDir   = "/rootfs"
-	attachedDir = "/attached"
+	// Rootfs is where the container's root file system is before [Walls.Enter].
+	Rootfs = "/rootfs"
+	// Attached is where [Walls.Attach] puts a directory, until then.
+	Attached = "/attached"
 )
 
-// Attached is where [Walls.Attach] puts a directory, for as long as [Walls.Enter]
-// has not been called.
-const Attached = attachedDir
-
-// Walls are the walls of the calling process, half built.
+// Walls are the walls of one process while they are being built. Its methods are
+// for one caller at a time.
 type Walls struct {
 	cfg    Config
-	rootfs int // O_PATH of the container's root, mounts and all; -1 without one
+	thread *thread // in the namespaces below
+	mnt    *os.File
+	uts    *os.File // nil: the host's
+	rootfs int      // O_PATH of the container's root, mounts and all; -1 without one
 }
 
-// Build makes the mounts of cfg and leaves the host's file system for a staging
-// root. The process must be in a mount namespace of its own, and root in it.
-//
-// On an error the process is of no more use; it should exit.
-func Build(cfg Config) (*Walls, error) {
+// NewWalls makes the mount namespace, and the UTS namespace where cfg asks for
+// one. [Walls.Close] must be called in any case.
+func NewWalls(cfg Config) (*Walls, error) {
+	w := &Walls{cfg: cfg, thread: newThread(), rootfs: -1}
+	if err := w.thread.do(w.unshare); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Walls) unshare() (err error) {
+	ns := w.cfg.Namespaces
+	if err := unix.Unshare(int(unix.CLONE_NEWNS | ns.flags&unix.CLONE_NEWUTS)); err != nil {
+		return fmt.Errorf("new namespaces: %w", err)
+	}
 	// Nothing mounted here may reach the host; what the host unmounts may go here too.
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return nil, fmt.Errorf("make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w", err)
 	}
-	w := &Walls{cfg: cfg, rootfs: -1}
-	if err := w.setLimits(); err != nil {
-		return nil, err
+	if w.mnt, err = openNamespace(unix.CLONE_NEWNS); err != nil {
+		return err
 	}
-	if err := w.setNames(); err != nil {
-		return nil, err
+	if path := ns.paths[unix.CLONE_NEWUTS]; path != "" {
+		if w.uts, err = os.Open(path); err != nil {
+			return fmt.Errorf("join namespace: %w", err)
+		}
+		if err := join(unix.CLONE_NEWUTS, w.uts); err != nil {
+			return err
+		}
+	} else if ns.Has(specs.UTSNamespace) {
+		if w.uts, err = openNamespace(unix.CLONE_NEWUTS); err != nil {
+			return err
+		}
 	}
+	if w.cfg.Hostname != "" {
+		if err := unix.Sethostname([]byte(w.cfg.Hostname)); err != nil {
+			return fmt.Errorf("hostname %s: %w", w.cfg.Hostname, err)
+		}
+	}
+	if w.cfg.Domainname != "" {
+		if err := unix.Setdomainname([]byte(w.cfg.Domainname)); err != nil {
+			return fmt.Errorf("domainname %s: %w", w.cfg.Domainname, err)
+		}
+	}
+	return nil
+}
+
+// Start has start, which starts a process with attr, run on the thread of s, so
+// that the process is born in the namespaces and the cgroup, with the user and
+// the capabilities it is to have. A nil cgroup is the caller's own.
+//
+// It has the files of the host until [Walls.Build].
+func (w *Walls) Start(s *Spawner, cgroup *Cgroup, attr *syscall.SysProcAttr, start func() error) error {
+	ns := w.cfg.Namespaces
+	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
+	setCredentials(attr, w.cfg.User, w.cfg.Capabilities)
+	return s.thread.do(func() error {
+		return cgroup.startIn(attr, func() error {
+			for flag, path := range ns.paths {
+				if flag == unix.CLONE_NEWUTS {
+					continue // by way of w.uts
+				}
+				f, err := os.Open(path)
+				if err != nil {
+					return fmt.Errorf("join namespace: %w", err)
+				}
+				back, err := visit(flag, f)
+				f.Close()
+				if err != nil {
+					return err
+				}
+				defer back()
+			}
+			if w.uts != nil {
+				back, err := visit(unix.CLONE_NEWUTS, w.uts)
+				if err != nil {
+					return err
+				}
+				defer back()
+			}
+			// Last, and left first: the paths above are the host's.
+			back, err := visit(unix.CLONE_NEWNS, w.mnt)
+			if err != nil {
+				return err
+			}
+			defer back()
+			return start()
+		})
+	})
+}
+
+// Limit sets the resource limits of the process with the given pid.
+func (w *Walls) Limit(pid int) error { return setLimits(pid, w.cfg) }
+
+// Build makes the mounts, and takes the host's files away from the process.
+func (w *Walls) Build() error { return w.thread.do(w.build) }
+
+func (w *Walls) build() error {
+	cfg := w.cfg
 	staging, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"})
 	if err != nil {
-		return nil, needsKernel(err)
+		return needsKernel(err)
 	}
 	defer unix.Close(staging)
-	for _, dir := range []string{rootfsDir, attachedDir} {
+	for _, dir := range []string{Rootfs, Attached} {
 		if err := unix.Mkdirat(staging, dir[1:], 0o755); err != nil {
-			return nil, fmt.Errorf("staging root: %w", err)
+			return fmt.Errorf("staging root: %w", err)
 		}
 	}
 	tree := -1
 	if cfg.Rootfs != "" {
 		tree, err = unix.OpenTree(unix.AT_FDCWD, cfg.Rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 		if err != nil {
-			return nil, &os.PathError{Op: "open root file system", Path: cfg.Rootfs, Err: needsKernel(err)}
+			return &os.PathError{Op: "open root file system", Path: cfg.Rootfs, Err: needsKernel(err)}
 		}
 		defer unix.Close(tree)
 		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
-			return nil, fmt.Errorf("make root file system private: %w", needsKernel(err))
+			return fmt.Errorf("make root file system private: %w", needsKernel(err))
 		}
 	}
 	// Every source is opened before the new root covers any of the host's paths.
 	sources := make([]*source, len(cfg.Mounts))
+	defer func() {
+		for _, s := range sources {
+			if s != nil {
+				unix.Close(s.fd)
+			}
+		}
+	}()
 	for i, m := range cfg.Mounts {
 		if sources[i], err = openSource(m, cfg.Base); err != nil {
-			return nil, fmt.Errorf("mount at %s: %w", m.Destination, err)
+			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 	}
 	if err := unix.MoveMount(staging, "", unix.AT_FDCWD, cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return nil, fmt.Errorf("mount staging root: %w", err)
+		return fmt.Errorf("mount staging root: %w", err)
 	}
 	if tree >= 0 {
 		if err := w.assemble(tree, staging, sources); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := pivot(staging); err != nil {
-		return nil, err
-	}
-	return w, nil
+	return pivot(staging)
 }
 
 // assemble attaches the root file system and everything mounted in it.
 func (w *Walls) assemble(tree, staging int, sources []*source) error {
-	if err := unix.MoveMount(tree, "", staging, rootfsDir[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(tree, "", staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root file system: %w", err)
 	}
 	recursive := false
@@ -107,10 +198,9 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 		for _, o := range m.Options {
 			recursive = recursive || o == "rbind"
 		}
-		unix.Close(s.fd)
 	}
 	if recursive {
-		if err := detachKernelFilesystems(filepath.Join(w.cfg.Base, rootfsDir)); err != nil {
+		if err := detachKernelFilesystems(filepath.Join(w.cfg.Base, Rootfs)); err != nil {
 			return err
 		}
 	}
@@ -142,7 +232,8 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 	return nil
 }
 
-// pivot makes the mount root the root, and lets go of the old one.
+// pivot makes the mount root the root of every process in the calling thread's
+// mount namespace that has the thread's own, and lets go of the old one.
 func pivot(root int) error {
 	if err := unix.Fchdir(root); err != nil {
 		return fmt.Errorf("enter staging root: %w", err)
@@ -161,99 +252,69 @@ func pivot(root int) error {
 // Open opens path of the container's root file system with the given open(2)
 // flags, as if that were the process's root already.
 func (w *Walls) Open(path string, flags int) (*os.File, error) {
-	fd, err := openInRoot(w.rootfs, path, uint64(flags))
+	return OpenInRoot(w.rootfs, path, flags)
+}
+
+// OpenInRoot opens path of the directory root, a descriptor, as if that were the
+// process's root.
+func OpenInRoot(root int, path string, flags int) (*os.File, error) {
+	fd, err := openInRoot(root, path, uint64(flags))
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Detached makes a mount of the directory dir that is attached nowhere, to be
-// handed to a process for [Walls.Attach]: a process cannot make one of a
-// directory of another mount namespace. Nothing in it can be executed.
-func Detached(dir *os.File, readonly bool) (*os.File, error) {
-	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+// Attach puts the directory dir at [Attached]: read-only, unless the process has
+// no root file system and thus nothing else to write to. Nothing in it can be
+// executed.
+func (w *Walls) Attach(dir *os.File) error {
+	// A mount can be cloned in its own namespace only, the caller's; one that is
+	// attached nowhere can be moved into any.
+	tree, err := unix.OpenTree(int(dir.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return nil, &os.PathError{Op: "detach", Path: dir.Name(), Err: needsKernel(err)}
+		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}
 	}
-	tree := os.NewFile(uintptr(fd), dir.Name())
+	defer unix.Close(tree)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
-	if readonly {
+	if w.rootfs >= 0 {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		tree.Close()
-		return nil, &os.PathError{Op: "detach", Path: dir.Name(), Err: needsKernel(err)}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}
 	}
-	return tree, nil
+	return w.thread.do(func() error {
+		if err := unix.MoveMount(tree, "", unix.AT_FDCWD, Attached, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return &os.PathError{Op: "attach", Path: dir.Name(), Err: err}
+		}
+		return nil
+	})
 }
 
-// Attach puts tree, of [Detached], at [Attached]. It must come before
-// [Walls.Drop].
-func (w *Walls) Attach(tree *os.File) error {
-	if err := unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, attachedDir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach directory: %w", err)
-	}
-	return nil
-}
-
-// Enter makes the container's root file system the root of the process and
-// gives up the capability that took. From here on the process has nothing that
-// its guest cannot use.
+// Enter makes the container's root file system the root of the process, and
+// takes everything else away from it.
 func (w *Walls) Enter() error {
-	if w.rootfs < 0 {
-		return errors.New("enter: no root file system")
-	}
-	if err := unix.Chroot(rootfsDir); err != nil {
-		return fmt.Errorf("enter root file system: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return fmt.Errorf("enter root file system: %w", err)
-	}
-	unix.Close(w.rootfs)
-	return setCapabilities(guestCapabilities(w.cfg.Capabilities))
+	return w.thread.do(func() error {
+		if err := pivot(w.rootfs); err != nil {
+			return fmt.Errorf("enter root file system: %w", err)
+		}
+		return nil
+	})
 }
 
-// setLimits needs the host's procfs, and privileges.
-func (w *Walls) setLimits() error {
-	if adj := w.cfg.OOMScoreAdj; adj != nil {
-		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0); err != nil {
-			return fmt.Errorf("oomScoreAdj %d: %w", *adj, err)
-		}
+// Close frees what building the walls took. They stand for as long as their
+// process lives.
+func (w *Walls) Close() {
+	w.thread.close()
+	if w.rootfs >= 0 {
+		unix.Close(w.rootfs)
 	}
-	for _, l := range w.cfg.Rlimits {
-		resource, ok := rlimits[l.Type]
-		if !ok {
-			return fmt.Errorf("rlimit %s: unknown", l.Type)
-		}
-		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}); err != nil {
-			return fmt.Errorf("rlimit %s: %w", l.Type, err)
-		}
+	if w.mnt != nil {
+		w.mnt.Close()
 	}
-	return nil
-}
-
-var rlimits = map[string]int{
-	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
-	"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
-	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
-	"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
-	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
-	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
-}
-
-func (w *Walls) setNames() error {
-	if w.cfg.Hostname != "" {
-		if err := unix.Sethostname([]byte(w.cfg.Hostname)); err != nil {
-			return fmt.Errorf("hostname %s: %w", w.cfg.Hostname, err)
-		}
+	if w.uts != nil {
+		w.uts.Close()
 	}
-	if w.cfg.Domainname != "" {
-		if err := unix.Setdomainname([]byte(w.cfg.Domainname)); err != nil {
-			return fmt.Errorf("domainname %s: %w", w.cfg.Domainname, err)
-		}
-	}
-	return nil
 }
 
 // needsKernel explains the error of a kernel that is too old: mount_setattr(2)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -58,11 +59,11 @@ func (b *bundle) check() error {
 			return fmt.Errorf("mount %s: the destination is not an absolute path", m.Destination)
 		}
 	}
-	ns, err := b.namespaces()
+	w, err := b.walls()
 	if err != nil {
 		return err
 	}
-	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
+	if !w.Namespaces.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
 		return errors.New("hostname: not without a UTS namespace, it would be the host's")
 	}
 	return nil
@@ -79,31 +80,45 @@ func (b *bundle) rootfs() string {
 	return filepath.Join(b.path, b.spec.Root.Path)
 }
 
-func (b *bundle) namespaces() (sandbox.Namespaces, error) {
-	return sandbox.NewNamespaces(b.spec.Linux.Namespaces)
+// walls are those of the container's first process.
+func (b *bundle) walls() (sandbox.Config, error) {
+	p := b.spec.Process
+	ns, err := sandbox.NewNamespaces(b.spec.Linux.Namespaces)
+	c := sandbox.Config{
+		Base:        b.path,
+		Rootfs:      b.rootfs(),
+		Readonly:    b.spec.Root.Readonly,
+		Mounts:      b.spec.Mounts,
+		Namespaces:  ns,
+		Hostname:    b.spec.Hostname,
+		Domainname:  b.spec.Domainname,
+		Cwd:         p.Cwd,
+		User:        p.User,
+		Rlimits:     p.Rlimits,
+		OOMScoreAdj: p.OOMScoreAdj,
+	}
+	if p.Capabilities != nil {
+		c.Capabilities = p.Capabilities.Effective
+	}
+	return c, err
 }
 
 // instanceConfig is what the container's first process is told.
 func (b *bundle) instanceConfig() instance.Config {
 	p := b.spec.Process
-	c := instance.Config{
-		Args: p.Args,
-		Env:  p.Env,
-		Sandbox: sandbox.Config{
-			Base:        b.path,
-			Rootfs:      b.rootfs(),
-			Readonly:    b.spec.Root.Readonly,
-			Mounts:      b.spec.Mounts,
-			Hostname:    b.spec.Hostname,
-			Domainname:  b.spec.Domainname,
-			Cwd:         p.Cwd,
-			User:        p.User,
-			Rlimits:     p.Rlimits,
-			OOMScoreAdj: p.OOMScoreAdj,
-		},
-	}
-	if p.Capabilities != nil {
-		c.Sandbox.Capabilities = p.Capabilities.Effective
+	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022}
+	if p.User.Umask != nil {
+		c.Umask = *p.User.Umask
 	}
 	return c
+}
+
+// searchPath is the PATH of the container's environment.
+func (b *bundle) searchPath() (path string) {
+	for _, kv := range b.spec.Process.Env {
+		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
+			path = v // the last one, as for a process that reads them in turn
+		}
+	}
+	return path
 }

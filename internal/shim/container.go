@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
@@ -31,7 +30,7 @@ const pidFile = "init.pid"
 
 // host is what the containers of a shim share.
 type host struct {
-	spawner *spawner
+	spawner *sandbox.Spawner
 	cache   *module.Cache
 	outbox  *outbox
 }
@@ -146,23 +145,28 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 // launch starts the instance process and sees it through to the point where it
 // is walled in, has loaded the module, and waits to be started.
 func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *process, err error) {
-	ns, err := c.bundle.namespaces()
+	cfg, err := c.bundle.walls()
 	if err != nil {
 		return nil, err
 	}
+	walls, err := sandbox.NewWalls(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer walls.Close()
 	if err := cgroupMade(); err != nil {
 		return nil, err
 	}
 	var p *process
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		p, err = c.host.spawner.startProcess(ctx, instance.RoleInstance, c.bundle.instanceConfig(), ns, c.cgroup, c.streams.child)
+		p, err = startProcess(ctx, c.host.spawner, instance.RoleInstance, c.bundle.instanceConfig(), walls, c.cgroup, c.streams.child)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })
-	err = c.handshake(ctx, p)
+	err = c.wallIn(ctx, p, walls)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -176,29 +180,28 @@ func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *pro
 	return nil, err
 }
 
-// handshake is the shim's side of what package instance describes.
-func (c *container) handshake(ctx context.Context, p *process) error {
-	located, files, err := p.control.Receive(1)
+// wallIn builds the walls around p, which is starting up meanwhile, and has it
+// load the module in between: see packages sandbox and instance.
+func (c *container) wallIn(ctx context.Context, p *process, walls *sandbox.Walls) error {
+	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(context.Context) error {
+		if err := walls.Limit(p.pid); err != nil {
+			return err
+		}
+		return walls.Build()
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
+	}
+	entry, artifact, err := c.resolve(ctx, walls)
 	if err != nil {
 		return err
 	}
-	f := files[0]
-	defer f.Close()
-	if located.Located == nil {
-		return errors.New("the instance process did not say what it is to run")
-	}
-	artifact, err := c.resolve(ctx, located.Located.Path, f)
+	err = walls.Attach(artifact.Dir)
+	artifact.Dir.Close()
 	if err != nil {
 		return err
 	}
-	defer artifact.Dir.Close()
-	tree, err := sandbox.Detached(artifact.Dir, true)
-	if err != nil {
-		return err
-	}
-	err = p.control.Send(instance.Message{Compiled: true}, tree)
-	tree.Close()
-	if err != nil {
+	if err := p.control.Send(instance.Message{Load: &entry}); err != nil {
 		return err
 	}
 	ready, _, err := p.control.Receive(0)
@@ -206,25 +209,35 @@ func (c *container) handshake(ctx context.Context, p *process) error {
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
 		err = errors.Join(err, c.host.cache.Drop(artifact.Digest))
 	}
-	if err == nil && !ready.Ready {
-		err = errors.New("the instance process is not ready")
+	if err != nil {
+		return err
 	}
-	return err
+	if !ready.Ready {
+		return errors.New("the instance process is not ready")
+	}
+	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// resolve finds what the module was compiled to, or has it compiled.
-func (c *container) resolve(ctx context.Context, path string, f *os.File) (_ *module.Artifact, err error) {
-	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve, trace.WithAttributes(telemetry.ModulePath.String(path)))
+// resolve finds the module, and what it was compiled to; or has it compiled.
+func (c *container) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.Entry, _ *module.Artifact, err error) {
+	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve)
 	defer func() { telemetry.End(span, err) }()
+	p := c.bundle.spec.Process
+	entry, f, err := module.Find(walls.Open, p.Args[0], p.Cwd, c.bundle.searchPath())
+	if err != nil {
+		return entry, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer f.Close()
+	span.SetAttributes(telemetry.ModulePath.String(entry.Path))
 	if err := module.Check(f); err != nil {
-		return nil, fmt.Errorf("entry point %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
 	}
 	a, err := c.host.cache.Get(ctx, f, c.host.compile)
 	if err != nil {
-		return nil, fmt.Errorf("entry point %s: %w", path, err)
+		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(a.Digest), telemetry.ModuleSize.Int64(a.Size), telemetry.CacheHit.Bool(a.Hit))
-	return a, nil
+	return entry, a, nil
 }
 
 // compile is a [module.Compiler]: a process of its own, without a root file
@@ -236,20 +249,27 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	if err != nil {
 		return err
 	}
-	cfg := instance.Config{Sandbox: sandbox.Config{Base: dir.Name(), User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}}}
-	p, err := h.spawner.startProcess(ctx, instance.RoleCompile, cfg, ns, nil, [3]*os.File{nil, nil, os.Stderr})
+	walls, err := sandbox.NewWalls(sandbox.Config{
+		Base: dir.Name(), Namespaces: ns,
+		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser},
+	})
+	if err != nil {
+		return err
+	}
+	defer walls.Close()
+	p, err := startProcess(ctx, h.spawner, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer p.destroy()
 	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
-	tree, err := sandbox.Detached(dir, false)
-	if err != nil {
+	if err := walls.Build(); err != nil {
 		return err
 	}
-	err = p.control.Send(instance.Message{Compiled: true}, f, tree)
-	tree.Close()
-	if err != nil {
+	if err := walls.Attach(dir); err != nil {
+		return err
+	}
+	if err := p.control.Send(instance.Message{Compile: true}, f); err != nil {
 		return err
 	}
 	m, _, err := p.control.Receive(0)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -76,9 +77,12 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	spawner := newSpawner()
+	spawner, err := sandbox.NewSpawner()
+	if err != nil {
+		return nil, err
+	}
 	stop.RegisterCallback(func(context.Context) error {
-		spawner.close()
+		spawner.Close()
 		return outbox.close()
 	})
 	var s taskapi.TTRPCTaskService = &service{

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
@@ -20,39 +20,6 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
-
-// A spawner starts the processes of a shim, all from one thread that lives until
-// close: the kernel kills a process that asked for it (PR_SET_PDEATHSIG) when the
-// thread that started it ends, not when the shim does.
-type spawner struct {
-	work chan func()
-	done chan struct{} // closed when the thread has ended
-}
-
-func newSpawner() *spawner {
-	s := &spawner{work: make(chan func()), done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with this function
-		for f := range s.work {
-			f()
-		}
-	}()
-	return s
-}
-
-// close ends the thread, and with it whatever it started that still runs.
-func (s *spawner) close() {
-	close(s.work)
-	<-s.done
-}
-
-// do runs f on the thread.
-func (s *spawner) do(f func() error) error {
-	result := make(chan error)
-	s.work <- func() { result <- f() }
-	return <-result
-}
 
 // A process is one re-execution of this binary: an instance process or a compile
 // process.
@@ -70,14 +37,13 @@ type process struct {
 	signal unix.Signal // guarded by mu; asked for with kill
 }
 
-// startProcess re-executes this binary in the given role. The process is told
-// cfg and has nothing of the shim's environment but, when ctx has a span, that.
-//
-// It is born in the namespaces and the cgroup given; a nil one is the shim's.
+// startProcess re-executes this binary in the given role, inside the given walls
+// and cgroup. The process is told cfg and has nothing of the shim's environment
+// but, when ctx has a span, that.
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func (s *spawner) startProcess(ctx context.Context, role string, cfg instance.Config, ns sandbox.Namespaces, cgroup *sandbox.Cgroup, streams [3]*os.File) (_ *process, err error) {
+func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, cgroup *sandbox.Cgroup, streams [3]*os.File) (_ *process, err error) {
 	config, err := memfd("config", cfg)
 	if err != nil {
 		return nil, err
@@ -119,21 +85,11 @@ func (s *spawner) startProcess(ctx context.Context, role string, cfg instance.Co
 		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
 	}
 	pidfd := -1
-	cmd.SysProcAttr = ns.SysProcAttr()
-	cmd.SysProcAttr.PidFD = &pidfd
-
+	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	var exits chan runc.Exit
-	start := func() (err error) {
+	err = w.Start(s, cgroup, cmd.SysProcAttr, func() (err error) {
 		exits, err = reaper.Default.Start(cmd)
 		return err
-	}
-	err = s.do(func() error {
-		return ns.Join(func() error {
-			if cgroup == nil {
-				return start()
-			}
-			return cgroup.StartIn(cmd.SysProcAttr, start)
-		})
 	})
 	if err != nil {
 		control.Close()

@@ -29,6 +29,8 @@ const (
 	RootfsMount   = "rootfs.mount"
 	InstanceSpawn = "instance.spawn"
 	CgroupCreate  = "cgroup.create"
+	SandboxBuild  = "sandbox.build"
+	SandboxEnter  = "sandbox.enter"
 	ModuleResolve = "module.resolve"
 	ModuleCompile = "module.compile"
 	InstanceStop  = "instance.stop"

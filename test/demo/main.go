@@ -28,7 +28,7 @@ import (
 var want = []string{
 	"shim.start",
 	"task.create", "bundle.load", "rootfs.mount", "cgroup.create", "instance.spawn",
-	"instance.prepare", "module.resolve", "module.load",
+	"instance.prepare", "sandbox.build", "module.resolve", "module.load", "sandbox.enter",
 	"task.wait", "task.start", "module.instantiate", "module.start", "module.run",
 	"task.delete", "rootfs.unmount", "cgroup.destroy",
 }
