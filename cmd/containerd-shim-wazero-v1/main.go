@@ -5,8 +5,8 @@
 // io.containerd.wazero.v1: it runs WASI modules with wazero as containers.
 //
 // containerd starts it; see the README for how to tell containerd to. Which role
-// a process has, its first argument says: an instance process and a compile
-// process are started by the shim, everything else by containerd.
+// a process has, its first argument says: the instance process and the compile
+// process, which the shim starts, do not get as far as this package.
 package main
 
 import (
@@ -22,10 +22,6 @@ import (
 func main() {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
-		case instance.RoleInstance:
-			os.Exit(instance.Main())
-		case instance.RoleCompile:
-			os.Exit(instance.CompileMain())
 		case "-v", "--v", "-version", "--version":
 			fmt.Printf("%s\n  Version:  %s\n  wazero:   %s\n  Go:       %s\n",
 				shim.RuntimeName, shim.Version(), instance.EngineVersion(), runtime.Version())

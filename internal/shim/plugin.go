@@ -26,6 +26,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
 
 const (
@@ -92,7 +93,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	}
 	if telemetry.Enabled() {
 		// A shim whose telemetry cannot be set up runs its containers all the same.
-		provider, flush, err := telemetry.Setup(ctx, namespace+"/"+filepath.Base(bundle), telemetryFailed())
+		provider, flush, err := otlp.Setup(ctx, namespace+"/"+filepath.Base(bundle), telemetryFailed())
 		if err != nil {
 			log.G(ctx).WithError(err).Error("telemetry is off")
 		} else {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -89,13 +88,12 @@ func StartShim(ctx context.Context, provider trace.TracerProvider) context.Conte
 // presetKey is where a context has the identity of the next span to be made.
 type presetKey struct{}
 
-// idGenerator makes random ids, but for a span whose identity was given away
-// before it could be made.
-type idGenerator struct{}
+// IDGenerator makes random ids, but for a span whose identity was given away
+// before it could be made. It implements the interface of that name of the SDK.
+type IDGenerator struct{}
 
-var _ sdktrace.IDGenerator = idGenerator{}
-
-func (idGenerator) NewIDs(ctx context.Context) (t trace.TraceID, s trace.SpanID) {
+// NewIDs makes the ids of a root span.
+func (IDGenerator) NewIDs(ctx context.Context) (t trace.TraceID, s trace.SpanID) {
 	if sc, ok := ctx.Value(presetKey{}).(trace.SpanContext); ok {
 		return sc.TraceID(), sc.SpanID()
 	}
@@ -104,7 +102,8 @@ func (idGenerator) NewIDs(ctx context.Context) (t trace.TraceID, s trace.SpanID)
 	return t, s
 }
 
-func (idGenerator) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
+// NewSpanID makes the id of a span in a trace.
+func (IDGenerator) NewSpanID(ctx context.Context, _ trace.TraceID) (s trace.SpanID) {
 	if sc, ok := ctx.Value(presetKey{}).(trace.SpanContext); ok {
 		return sc.SpanID()
 	}

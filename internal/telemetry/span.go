@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"go.opentelemetry.io/otel/attribute"
@@ -60,6 +62,8 @@ const (
 	CacheHit            = attribute.Key("wasm.cache.hit")
 )
 
+const scope = "github.com/containerd-shim-wazero/containerd-shim-wazero"
+
 // Start starts a span below the one of ctx, by the provider that made that one.
 // Without a span in ctx it does nothing and costs nothing.
 func Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
@@ -105,4 +109,22 @@ func Stage(ctx context.Context, name string, f func(context.Context) error) erro
 	err := f(ctx)
 	End(span, err)
 	return err
+}
+
+// endpointVariables name the collector, the first that is set wins.
+//
+// See https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
+var endpointVariables = []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+
+// Enabled tells whether the environment names a collector.
+func Enabled() bool { return Endpoint() != "" }
+
+// Endpoint is the collector that the environment names, or empty.
+func Endpoint() string {
+	for _, name := range endpointVariables {
+		if v := strings.TrimSpace(os.Getenv(name)); v != "" {
+			return v
+		}
+	}
+	return ""
 }

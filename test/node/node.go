@@ -92,6 +92,14 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
+	// In memory, as /run is: the bundles are there.
+	if err := os.Mkdir(n.path("state"), 0o711); err != nil {
+		return nil, err
+	}
+	state := []mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=0711"}}}
+	if err := mount.All(state, n.path("state")); err != nil {
+		return nil, err
+	}
 	return n, n.Boot(ctx)
 }
 

@@ -1,11 +1,12 @@
-package telemetry
+// Package otlp exports the shim's spans. It is apart from package telemetry
+// because an instance process, which has none of it, need not start it either.
+package otlp
 
 import (
 	"context"
 	"fmt"
 	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -14,51 +15,32 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
-const (
-	// ServiceName is the service every shim reports as, whatever container it
-	// has: a service per container would be of no use to a trace store.
-	ServiceName = "containerd-shim-wazero"
-
-	scope = "github.com/containerd-shim-wazero/containerd-shim-wazero"
-)
+// ServiceName is the service every shim reports as, whatever container it
+// has: a service per container would be of no use to a trace store.
+const ServiceName = "containerd-shim-wazero"
 
 // flushTimeout bounds how long a shutdown waits for the collector.
 const flushTimeout = 2 * time.Second
-
-// endpointVariables name the collector, the first that is set wins.
-//
-// See https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
-var endpointVariables = []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
-
-// Enabled tells whether the environment names a collector.
-func Enabled() bool { return endpoint() != "" }
-
-func endpoint() string {
-	for _, name := range endpointVariables {
-		if v := strings.TrimSpace(os.Getenv(name)); v != "" {
-			return v
-		}
-	}
-	return ""
-}
 
 // Setup starts the export of spans, as the OTEL_ variables of the environment
 // say, for the shim with the given id. It does not wait for the collector, and
 // what the collector does is reported to onError only.
 //
 // Shutdown flushes and stops it, within 2 s. Without an endpoint Setup must not
-// be called: see [Enabled].
+// be called: see [telemetry.Enabled].
 func Setup(ctx context.Context, id string, onError func(error)) (_ trace.TracerProvider, shutdown func(context.Context) error, _ error) {
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(onError))
 	var opts []otlptracegrpc.Option
-	u, err := url.Parse(endpoint())
+	u, err := url.Parse(telemetry.Endpoint())
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("OTLP endpoint: %w", err)
 	case u.Host == "":
-		return nil, nil, fmt.Errorf("OTLP endpoint %q: not of the form http://host:port", endpoint())
+		return nil, nil, fmt.Errorf("OTLP endpoint %q: not of the form http://host:port", telemetry.Endpoint())
 	case u.Scheme == "grpc":
 		// Not known to the exporter, which would take it for TLS.
 		u.Scheme = "http"
@@ -70,7 +52,7 @@ func Setup(ctx context.Context, id string, onError func(error)) (_ trace.TracerP
 	}
 	provider := sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(exporter),
-		sdktrace.WithIDGenerator(idGenerator{}),
+		sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
 		sdktrace.WithResource(resource.NewSchemaless(
 			semconv.ServiceName(serviceName()),
 			semconv.ServiceInstanceID(id),
