@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
 // These roles run before the program's main function, and before most of its
@@ -69,7 +69,7 @@ type process struct {
 	began   time.Time
 	config  Config
 	control *Conn
-	spans   *telemetry.Recorder // nil when the container is not traced
+	spans   *relay.Recorder // nil when the container is not traced
 }
 
 func newProcess() (*process, error) {
@@ -86,10 +86,8 @@ func newProcess() (*process, error) {
 	if err := json.Unmarshal(data, &p.config); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	if tc := os.Getenv(telemetry.TraceContextEnv); tc != "" {
-		if p.spans, err = telemetry.NewRecorder(os.NewFile(SpansFD, "spans"), tc); err != nil {
-			return nil, err
-		}
+	if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans"), os.Getenv(relay.TraceContextEnv)); err != nil {
+		return nil, err
 	}
 	unix.Umask(int(p.config.Umask))
 	// Should the shim have died already, the control socket will say so.
@@ -115,13 +113,13 @@ func (p *process) prepare() (*guest, error) {
 	if err == nil && m.Load == nil {
 		err = errors.New("told to do something else than load")
 	}
-	p.spans.Record(telemetry.InstancePrepare, p.began, err)
+	p.spans.Record(relay.InstancePrepare, p.began, err, nil)
 	if err != nil {
 		return nil, err
 	}
 	began := time.Now()
 	g, err := load(context.Background(), *m.Load, p.config)
-	p.spans.Record(telemetry.ModuleLoad, began, err, telemetry.ModulePath.String(m.Load.Path))
+	p.spans.Record(relay.ModuleLoad, began, err, nil)
 	if err != nil {
 		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)
 	}
@@ -138,7 +136,7 @@ func (p *process) compile() error {
 	}
 	began := time.Now()
 	size, err := compile(context.Background(), files[0])
-	p.spans.Record(telemetry.ModuleCompile, began, err, telemetry.ModuleSize.Int64(size))
+	p.spans.Record(relay.ModuleCompile, began, err, map[string]any{relay.ModuleSize: size})
 	if err != nil {
 		return err
 	}

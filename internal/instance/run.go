@@ -19,7 +19,7 @@ import (
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
 // newRuntime is the engine, set up the same for compiling and for running: an
@@ -216,10 +216,10 @@ func moduleConfig(entry module.Entry, cfg Config) wazero.ModuleConfig {
 
 // run instantiates the module and calls it, and returns the status to exit with.
 // A trap is printed on the standard error stream.
-func (g *guest) run(ctx context.Context, spans *telemetry.Recorder) int {
+func (g *guest) run(ctx context.Context, spans *relay.Recorder) int {
 	began := time.Now()
 	instance, err := g.runtime.InstantiateModule(ctx, g.compiled, g.config)
-	spans.Record(telemetry.ModuleInstantiate, began, asFailure(err))
+	spans.Record(relay.ModuleInstantiate, began, asFailure(err), nil)
 	if err != nil {
 		return g.exit(err)
 	}
@@ -228,10 +228,10 @@ func (g *guest) run(ctx context.Context, spans *telemetry.Recorder) int {
 		name = startFunction
 	}
 	// This span ends as the guest is entered: a long run shows at once.
-	spans.Record(telemetry.ModuleStart, began, nil, telemetry.ModuleFunction.String(name))
+	spans.Record(relay.ModuleStart, began, nil, map[string]any{relay.ModuleFunction: name})
 	entered := time.Now()
 	err = call(ctx, instance, name)
-	spans.Record(telemetry.ModuleRun, entered, asFailure(err), telemetry.ProcessExitCode.Int(exitStatus(err)))
+	spans.Record(relay.ModuleRun, entered, asFailure(err), map[string]any{relay.ExitCode: exitStatus(err)})
 	return g.exit(err)
 }
 

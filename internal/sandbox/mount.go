@@ -253,22 +253,25 @@ func makeTarget(root int, path string, dir bool) (int, error) {
 	return openInRoot(root, path, unix.O_PATH)
 }
 
-// guestDevices are those a guest's /dev has.
-var guestDevices = []struct {
-	name         string
-	major, minor uint32
-}{
+// A Device is a character device.
+type Device struct {
+	Name         string
+	Major, Minor uint32
+}
+
+// Devices are those a guest's /dev has.
+var Devices = []Device{
 	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9},
 }
 
 func makeDevices(dev int) error {
-	for _, d := range guestDevices {
-		if err := unix.Mknodat(dev, d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
-			return fmt.Errorf("make %s: %w", d.name, err)
+	for _, d := range Devices {
+		if err := unix.Mknodat(dev, d.Name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+			return fmt.Errorf("make %s: %w", d.Name, err)
 		}
 		// The umask of whoever started us has been taken off.
-		if err := unix.Fchmodat(dev, d.name, 0o666, 0); err != nil {
-			return fmt.Errorf("make %s: %w", d.name, err)
+		if err := unix.Fchmodat(dev, d.Name, 0o666, 0); err != nil {
+			return fmt.Errorf("make %s: %w", d.Name, err)
 		}
 	}
 	return nil

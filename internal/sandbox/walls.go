@@ -77,17 +77,24 @@ func (w *Walls) unshare() (err error) {
 	return nil
 }
 
+// A Birthplace is where a process is started, other than in namespaces: a
+// cgroup. StartIn runs start, which starts a process with attr, on the thread it
+// is called on.
+type Birthplace interface {
+	StartIn(attr *syscall.SysProcAttr, start func() error) error
+}
+
 // Start has start, which starts a process with attr, run on the thread of s, so
-// that the process is born in the namespaces and the cgroup, with the user and
-// the capabilities it is to have. A nil cgroup is the caller's own.
+// that the process is born in the namespaces and in place, with the user and the
+// capabilities it is to have. Place may be nil.
 //
 // It has the files of the host until [Walls.Build].
-func (w *Walls) Start(s *Spawner, cgroup *Cgroup, attr *syscall.SysProcAttr, start func() error) error {
+func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
 	ns := w.cfg.Namespaces
 	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
 	setCredentials(attr, w.cfg.User, w.cfg.Capabilities)
 	return s.thread.do(func() error {
-		return cgroup.startIn(attr, func() error {
+		inNamespaces := func() error {
 			for flag, path := range ns.paths {
 				if flag == unix.CLONE_NEWUTS {
 					continue // by way of w.uts
@@ -117,7 +124,11 @@ func (w *Walls) Start(s *Spawner, cgroup *Cgroup, attr *syscall.SysProcAttr, sta
 			}
 			defer back()
 			return start()
-		})
+		}
+		if place == nil {
+			return inNamespaces()
+		}
+		return place.StartIn(attr, inNamespaces)
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -46,7 +47,7 @@ type container struct {
 	bundle  *bundle
 	host    *host
 	streams *streams
-	cgroup  *sandbox.Cgroup
+	cgroup  *cgroup.Cgroup
 	mounted bool
 	init    *process
 
@@ -69,7 +70,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 		if c.bundle, err = loadBundle(r.Bundle); err != nil {
 			return err
 		}
-		c.cgroup, err = sandbox.NewCgroup(c.bundle.spec, r.ID)
+		c.cgroup, err = cgroup.New(c.bundle.spec, r.ID)
 		return err
 	})
 	if err != nil {

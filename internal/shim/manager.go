@@ -26,7 +26,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -148,11 +148,11 @@ func removeCgroup(bundle, id string) error {
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return err
 	}
-	cgroup, err := sandbox.NewCgroup(&spec, id)
+	c, err := cgroup.New(&spec, id)
 	if err != nil {
 		return err
 	}
-	return errors.Join(cgroup.Adopt(), cgroup.Destroy())
+	return errors.Join(c.Adopt(), c.Destroy())
 }
 
 // readPid is the pid of the container's first process, or 0.

@@ -43,7 +43,7 @@ type process struct {
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, cgroup *sandbox.Cgroup, streams [3]*os.File) (_ *process, err error) {
+func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *process, err error) {
 	config, err := memfd("config", cfg)
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg inst
 	pidfd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	var exits chan runc.Exit
-	err = w.Start(s, cgroup, cmd.SysProcAttr, func() (err error) {
+	err = w.Start(s, place, cmd.SysProcAttr, func() (err error) {
 		exits, err = reaper.Default.Start(cmd)
 		return err
 	})

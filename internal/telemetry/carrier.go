@@ -6,18 +6,12 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
-// TraceContextEnv is the variable in the environment of every process the shim
-// re-executes that names the span it was started under. Its value is a JSON
-// object of the W3C headers:
-//
-//	{"traceparent":"00-…","tracestate":"…","baggage":"…"}
-//
-// A bare traceparent is read as well.
-//
-// See https://www.w3.org/TR/trace-context/ and https://www.w3.org/TR/baggage/.
-const TraceContextEnv = "TRACECONTEXT"
+// TraceContextEnv is the variable that carries a span to a child.
+const TraceContextEnv = relay.TraceContextEnv
 
 // maxTraceContext bounds what is read of a value, bytes: four times what the
 // W3C asks a propagator to carry (512 of tracestate, 8192 of baggage).

@@ -14,6 +14,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
 // Names of spans. A container's trace has those of operations ("task.") with
@@ -34,16 +36,16 @@ const (
 	SandboxBuild  = "sandbox.build"
 	SandboxEnter  = "sandbox.enter"
 	ModuleResolve = "module.resolve"
-	ModuleCompile = "module.compile"
+	ModuleCompile = relay.ModuleCompile
 	InstanceStop  = "instance.stop"
 	RootfsUnmount = "rootfs.unmount"
 	CgroupDestroy = "cgroup.destroy"
 
-	InstancePrepare   = "instance.prepare"
-	ModuleLoad        = "module.load"
-	ModuleInstantiate = "module.instantiate"
-	ModuleStart       = "module.start"
-	ModuleRun         = "module.run"
+	InstancePrepare   = relay.InstancePrepare
+	ModuleLoad        = relay.ModuleLoad
+	ModuleInstantiate = relay.ModuleInstantiate
+	ModuleStart       = relay.ModuleStart
+	ModuleRun         = relay.ModuleRun
 )
 
 // Attribute keys. Those that the OpenTelemetry semantic conventions define come
@@ -57,8 +59,8 @@ const (
 	KillSignal          = attribute.Key("wasm.kill.signal")
 	ModulePath          = attribute.Key("wasm.module.path")
 	ModuleDigest        = attribute.Key("wasm.module.digest")
-	ModuleSize          = attribute.Key("wasm.module.size")
-	ModuleFunction      = attribute.Key("wasm.module.function")
+	ModuleSize          = attribute.Key(relay.ModuleSize)
+	ModuleFunction      = attribute.Key(relay.ModuleFunction)
 	CacheHit            = attribute.Key("wasm.cache.hit")
 )
 

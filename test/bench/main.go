@@ -44,13 +44,14 @@ func main() {
 	rounds := flag.Int("n", 60, "containers of each kind, one at a time")
 	tasks := flag.Int("tasks", 60, "containers of each kind for each throughput figure")
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
+	only := flag.String("only", "", "run only the contenders whose name contains this, beside the first")
 	flag.Parse()
-	if err := run(context.Background(), *bin, *guests, *rounds, *tasks); err != nil {
+	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *only); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func run(ctx context.Context, bin, guests string, rounds, tasks int) (err error) {
+func run(ctx context.Context, bin, guests string, rounds, tasks int, only string) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -82,6 +83,9 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int) (err error)
 	if err != nil {
 		return err
 	}
+	contenders = slices.DeleteFunc(contenders, func(c contender) bool {
+		return c.runtime == node.Runtime && !strings.Contains(c.name, only)
+	})
 	times := make([]map[string][]time.Duration, len(contenders))
 	for i := range times {
 		times[i] = map[string][]time.Duration{}

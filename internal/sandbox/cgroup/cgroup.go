@@ -1,4 +1,7 @@
-package sandbox
+// Package cgroup makes the cgroup of a container. It is apart from package
+// sandbox because an instance process, which uses that, has no use for this and
+// need not start it.
+package cgroup
 
 import (
 	"errors"
@@ -14,6 +17,8 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
 // Cgroup is the cgroup of one container.
@@ -23,9 +28,9 @@ type Cgroup struct {
 	ours    bool // there is something to remove
 }
 
-// NewCgroup finds the cgroup that spec names for the container id. It makes
+// New finds the cgroup that spec names for the container id. It makes
 // nothing yet.
-func NewCgroup(spec *specs.Spec, id string) (*Cgroup, error) {
+func New(spec *specs.Spec, id string) (*Cgroup, error) {
 	config := &cgroups.Cgroup{Resources: &cgroups.Resources{}}
 	if l := spec.Linux; l != nil {
 		// Lexically, so that no ".." is left.
@@ -43,9 +48,9 @@ func NewCgroup(spec *specs.Spec, id string) (*Cgroup, error) {
 	if config.Path == "" {
 		config.Name = id
 	}
-	for _, d := range guestDevices {
+	for _, d := range sandbox.Devices {
 		config.Devices = append(config.Devices, &devices.Rule{
-			Type: devices.CharDevice, Major: int64(d.major), Minor: int64(d.minor), Permissions: "rwm", Allow: true,
+			Type: devices.CharDevice, Major: int64(d.Major), Minor: int64(d.Minor), Permissions: "rwm", Allow: true,
 		})
 	}
 	m, err := manager.New(config)
@@ -77,20 +82,16 @@ func (c *Cgroup) Create() error {
 	return nil
 }
 
-// startIn runs start, which starts a process with attr, so that the process is
-// born in the cgroup; a nil one is the thread's own. The goroutine must be locked
-// to its thread.
+// StartIn runs start, which starts a process with attr, so that the process is
+// born in the cgroup. The goroutine must be locked to its thread.
 //
 // On version 1 the thread itself goes into the cgroup and comes back. Moving a
 // running process there costs 8 ms, a grace period for every thread on the
 // machine; a thread that moves itself, as a new process, needs none.
 //
-// When the thread cannot come back, startIn panics: it would hold up the removal
+// When the thread cannot come back, StartIn panics: it would hold up the removal
 // of the cgroup for good.
-func (c *Cgroup) startIn(attr *syscall.SysProcAttr, start func() error) error {
-	if c == nil {
-		return start()
-	}
+func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
 	for subsystem, path := range c.manager.GetPaths() {
 		if subsystem == "" { // version 2, which may be there beside version 1
 			dir, err := os.Open(path)
