@@ -86,8 +86,11 @@ func newProcess() (*process, error) {
 	if err := json.Unmarshal(data, &p.config); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans"), os.Getenv(relay.TraceContextEnv)); err != nil {
-		return nil, err
+	// Without a trace the descriptor is not ours but, by now, the Go runtime's.
+	if tc := os.Getenv(relay.TraceContextEnv); tc != "" {
+		if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans"), tc); err != nil {
+			return nil, err
+		}
 	}
 	unix.Umask(int(p.config.Umask))
 	// Should the shim have died already, the control socket will say so.

@@ -70,7 +70,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 		if c.bundle, err = loadBundle(r.Bundle); err != nil {
 			return err
 		}
-		c.cgroup, err = cgroup.New(c.bundle.spec, r.ID)
+		c.cgroup, err = c.bundle.cgroup(r.ID)
 		return err
 	})
 	if err != nil {

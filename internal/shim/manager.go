@@ -2,8 +2,8 @@ package shim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -23,10 +23,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/log"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -125,30 +123,53 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		return shim.StopStatus{}, err
 	}
 	path := filepath.Join(filepath.Dir(cwd), id)
+	if serving(ctx, id) {
+		// containerd also runs this after every regular end of a shim. By now
+		// there may be a new container of the same id, in a bundle of the same
+		// path: it is not to be touched.
+		return stopStatus(ctx, path), nil
+	}
 	if err := removeCgroup(path, id); err != nil {
 		log.G(ctx).WithError(err).Warn("remove cgroup")
 	}
 	if err := mount.UnmountRecursive(filepath.Join(path, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.G(ctx).WithError(err).Warn("unmount root file system")
 	}
-	if e, err := readExitStatus(path); err == nil {
-		return shim.StopStatus{Pid: e.Pid, ExitStatus: e.Status, ExitedAt: e.At}, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		log.G(ctx).WithError(err).Warn("read exit status")
-	}
-	return shim.StopStatus{Pid: readPid(path), ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}, nil
+	return stopStatus(ctx, path), nil
 }
 
-func removeCgroup(bundle, id string) error {
-	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+// serving tells whether there is a shim for the container id.
+func serving(ctx context.Context, id string) bool {
+	dir, err := os.Readlink("s") // left by start where it is not the default
 	if err != nil {
-		return err
+		dir = filepath.Join(defaults.DefaultStateDir, "s")
 	}
-	var spec specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
-		return err
+	address := flag.Lookup("address") // of package shim, which hands it to nobody
+	if address == nil {
+		return false
 	}
-	c, err := cgroup.New(&spec, id)
+	socket, err := shim.CreateSocketAddress(ctx, dir, address.Value.String(), id, false)
+	return err == nil && shim.CanConnect(socket)
+}
+
+// stopStatus is how a container ended: as its shim recorded, or killed, now.
+func stopStatus(ctx context.Context, bundle string) shim.StopStatus {
+	e, err := readExitStatus(bundle)
+	if err == nil {
+		return shim.StopStatus{Pid: e.Pid, ExitStatus: e.Status, ExitedAt: e.At}
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		log.G(ctx).WithError(err).Warn("read exit status")
+	}
+	return shim.StopStatus{Pid: readPid(bundle), ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}
+}
+
+func removeCgroup(path, id string) error {
+	b, err := readBundle(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", configFile, err)
+	}
+	c, err := b.cgroup(id)
 	if err != nil {
 		return err
 	}

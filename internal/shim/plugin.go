@@ -35,6 +35,10 @@ const (
 	RuntimeName = "io.containerd.wazero.v1"
 
 	runtimeBinary = "containerd-shim-wazero-v1"
+
+	// startTime is how long a shim may take to have its first container running
+	// before it begins to collect garbage.
+	startTime = time.Second
 )
 
 // Run is the part of the program that containerd starts: start, delete, -info
@@ -56,6 +60,10 @@ type plugin struct {
 }
 
 func newPlugin(ic *cplugin.InitContext) (any, error) {
+	// There is little garbage before the first container runs, and better use for
+	// the processor.
+	percent := debug.SetGCPercent(-1)
+	collect := time.AfterFunc(startTime, func() { debug.SetGCPercent(percent) })
 	ctx := ic.Context
 	sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
 	if err != nil {
@@ -83,6 +91,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	stop.RegisterCallback(func(context.Context) error {
+		collect.Stop()
 		spawner.Close()
 		return outbox.close()
 	})

@@ -14,8 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/pkg/protobuf"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/gone"
 )
 
 // service is the task service, version 3: each call looks its container up and
@@ -156,9 +160,15 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	s.mu.Lock()
 	delete(s.containers, r.ID)
 	s.mu.Unlock()
-	at := protobuf.ToTimestamp(e.At)
-	s.host.outbox.send(&eventstypes.TaskDelete{ContainerID: r.ID, Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: at})
-	return &taskapi.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: at}, nil
+	resp := &taskapi.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: protobuf.ToTimestamp(e.At)}
+	s.host.outbox.send(&eventstypes.TaskDelete{ContainerID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
+	if answer, err := proto.Marshal(resp); err == nil {
+		err = gone.Record(c.bundle.path, answer)
+		if err != nil {
+			log.G(ctx).WithError(err).Debug("record deletion") // `delete` will look for itself
+		}
+	}
+	return resp, nil
 }
 
 // State answers at once, whatever the container is doing.

@@ -28,22 +28,20 @@ type Cgroup struct {
 	ours    bool // there is something to remove
 }
 
-// New finds the cgroup that spec names for the container id. It makes
-// nothing yet.
-func New(spec *specs.Spec, id string) (*Cgroup, error) {
+// New finds the cgroup of the container id: the one at path, of the OCI
+// specification's cgroupsPath, or one named after the container. It makes nothing
+// yet.
+func New(path, id string, limits *specs.LinuxResources) (*Cgroup, error) {
 	config := &cgroups.Cgroup{Resources: &cgroups.Resources{}}
-	if l := spec.Linux; l != nil {
-		// Lexically, so that no ".." is left.
-		if l.CgroupsPath != "" {
-			config.Path = filepath.Clean("/" + l.CgroupsPath)
+	if path != "" {
+		config.Path = filepath.Clean("/" + path) // lexically, so that no ".." is left
+	}
+	if limits != nil {
+		r, err := resources(limits)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
 		}
-		if l.Resources != nil {
-			r, err := resources(l.Resources)
-			if err != nil {
-				return nil, fmt.Errorf("cgroup: %w", err)
-			}
-			config.Resources = r
-		}
+		config.Resources = r
 	}
 	if config.Path == "" {
 		config.Name = id

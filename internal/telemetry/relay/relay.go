@@ -71,12 +71,8 @@ type Recorder struct {
 	parent string
 }
 
-// NewRecorder records to pipe, under the span that traceContext names. It is nil
-// when traceContext is empty.
+// NewRecorder records to pipe, under the span that traceContext names.
 func NewRecorder(pipe *os.File, traceContext string) (*Recorder, error) {
-	if traceContext == "" {
-		return nil, nil
-	}
 	// A shim that does not read must not hold up the guest.
 	if err := unix.SetNonblock(int(pipe.Fd()), true); err != nil {
 		return nil, err
