@@ -16,7 +16,11 @@
 // Instead of Ready the process may send an Error, and exits.
 package instance
 
-import "github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+)
 
 // Role names of the command line: what the shim re-executes its binary as.
 const (
@@ -40,6 +44,8 @@ type Config struct {
 	Env   []string `json:"env,omitempty"`
 	Cwd   string   `json:"cwd"`
 	Umask uint32   `json:"umask"`
+
+	Rlimits []specs.POSIXRlimit `json:"rlimits,omitempty"`
 }
 
 // Message is one packet on the control socket. Just one field is set.

@@ -116,6 +116,9 @@ func (p *process) prepare() (*guest, error) {
 	if err == nil && m.Load == nil {
 		err = errors.New("told to do something else than load")
 	}
+	if err == nil {
+		err = sandbox.SetRlimits(p.config.Rlimits)
+	}
 	p.spans.Record(relay.InstancePrepare, p.began, err, nil)
 	if err != nil {
 		return nil, err

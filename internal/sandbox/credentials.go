@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -44,7 +45,8 @@ func setCredentials(attr *syscall.SysProcAttr, u specs.User, capabilities []stri
 	}
 }
 
-// setLimits sets the limits of a process from outside.
+// setLimits sets the limits of a process from outside. Those that only the
+// process may set, where the caller lacks CAP_SYS_RESOURCE, are left to it.
 func setLimits(pid int, cfg Config) error {
 	if adj := cfg.OOMScoreAdj; adj != nil {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(*adj)), 0); err != nil {
@@ -56,7 +58,28 @@ func setLimits(pid int, cfg Config) error {
 		if !ok {
 			return fmt.Errorf("rlimit %s: unknown", l.Type)
 		}
-		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+		err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
+		if err != nil && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("rlimit %s: %w", l.Type, err)
+		}
+	}
+	return nil
+}
+
+// SetRlimits sets the limits of the calling process: those that its parent may
+// not set, and that of open files, which the Go runtime has raised by then.
+func SetRlimits(limits []specs.POSIXRlimit) error {
+	for _, l := range limits {
+		resource, ok := rlimits[l.Type]
+		if !ok {
+			return fmt.Errorf("rlimit %s: unknown", l.Type)
+		}
+		want := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
+		var have unix.Rlimit
+		if err := unix.Getrlimit(resource, &have); err == nil && have == want {
+			continue
+		}
+		if err := unix.Setrlimit(resource, &want); err != nil {
 			return fmt.Errorf("rlimit %s: %w", l.Type, err)
 		}
 	}

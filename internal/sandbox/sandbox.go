@@ -43,7 +43,7 @@ type Config struct {
 	// Cwd is created in the root file system when the image lacks it.
 	Cwd          string
 	User         specs.User
-	Capabilities []string // the effective set
+	Capabilities []string // what the process is to have effective
 	Rlimits      []specs.POSIXRlimit
 	OOMScoreAdj  *int
 }

@@ -129,8 +129,12 @@ func (b *bundle) walls() (sandbox.Config, error) {
 		Rlimits:     p.Rlimits,
 		OOMScoreAdj: p.OOMScoreAdj,
 	}
-	if p.Capabilities != nil {
-		c.Capabilities = p.Capabilities.Effective
+	// What an exec leaves a process of: root the effective set, others the
+	// ambient one only: capabilities(7).
+	if caps := p.Capabilities; caps != nil && p.User.UID == 0 {
+		c.Capabilities = caps.Effective
+	} else if caps != nil {
+		c.Capabilities = caps.Ambient
 	}
 	return c, err
 }
@@ -138,7 +142,7 @@ func (b *bundle) walls() (sandbox.Config, error) {
 // instanceConfig is what the container's first process is told.
 func (b *bundle) instanceConfig() instance.Config {
 	p := b.spec.Process
-	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022}
+	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits}
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
 	}
