@@ -236,7 +236,7 @@ func TestExitStatus(t *testing.T) {
 func TestATrap(t *testing.T) {
 	n := useNode(t)
 	for name, want := range map[string]string{
-		"trap.wasm":    "/app.wasm: wasm error: unreachable\nwasm stack trace:\n\t.$1()\n\t._start()\n",
+		"trap.wasm":    "/app.wasm: wasm error: unreachable\nwasm stack trace:\n\t.$0()\n\t.$1()\n",
 		"recurse.wasm": "/app.wasm: stack overflow\n", // wazero has no trace of this one
 	} {
 		b, status := run(t, n, app(t, n, name), args("/app.wasm"))

@@ -101,7 +101,7 @@ func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
 	if err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
-	if err := checkImports(compiled, host); err != nil {
+	if err := checkImports(code, compiled, host); err != nil {
 		return nil, err
 	}
 	if err := checkExport(compiled, entry.Func); err != nil {
@@ -129,13 +129,19 @@ func openEntry(path string) (*os.File, error) {
 }
 
 // checkImports refuses a module that needs what nobody here provides.
-func checkImports(m, host wazero.CompiledModule) error {
+func checkImports(code []byte, m, host wazero.CompiledModule) error {
+	imports, err := module.Imports(code)
+	if err != nil {
+		return err
+	}
+	for _, i := range imports {
+		if i.Kind != module.FunctionImport || i.Module != wasi_snapshot_preview1.ModuleName {
+			return fmt.Errorf("imports the %s %q of %q: only functions of %s are provided", i.Kind, i.Name, i.Module, wasi_snapshot_preview1.ModuleName)
+		}
+	}
 	provided := host.ExportedFunctions()
 	for _, f := range m.ImportedFunctions() {
 		from, name, _ := f.Import()
-		if from != wasi_snapshot_preview1.ModuleName {
-			return fmt.Errorf("imports the function %q of %q: only %s is provided", name, from, wasi_snapshot_preview1.ModuleName)
-		}
 		p, ok := provided[name]
 		if !ok {
 			return fmt.Errorf("imports the function %q, which %s does not have", name, from)
@@ -143,10 +149,6 @@ func checkImports(m, host wazero.CompiledModule) error {
 		if signature(f) != signature(p) {
 			return fmt.Errorf("imports the function %q of %s as %s: it is %s", name, from, signature(f), signature(p))
 		}
-	}
-	for _, mem := range m.ImportedMemories() {
-		from, name, _ := mem.Import()
-		return fmt.Errorf("imports the memory %q of %q: none is provided", name, from)
 	}
 	return nil
 }

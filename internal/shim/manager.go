@@ -28,6 +28,8 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
+var defaultSocketDir = filepath.Join(defaults.DefaultStateDir, "s")
+
 // manager is what containerd runs this binary for, other than to be the shim.
 type manager struct{}
 
@@ -41,7 +43,7 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	began := time.Now()
 	dir := params.GetSocketDir()
 	if dir == "" {
-		dir = filepath.Join(defaults.DefaultStateDir, "s")
+		dir = defaultSocketDir
 	}
 	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), params.GetInstanceID(), false)
 	if err != nil {
@@ -140,16 +142,27 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 
 // serving tells whether there is a shim for the container id.
 func serving(ctx context.Context, id string) bool {
-	dir, err := os.Readlink("s") // left by start where it is not the default
-	if err != nil {
-		dir = filepath.Join(defaults.DefaultStateDir, "s")
-	}
-	address := flag.Lookup("address") // of package shim, which hands it to nobody
-	if address == nil {
-		return false
-	}
-	socket, err := shim.CreateSocketAddress(ctx, dir, address.Value.String(), id, false)
+	socket, err := socketAddress(ctx, id)
 	return err == nil && shim.CanConnect(socket)
+}
+
+// socketAddress is the address that Start chose for the shim of container id, for
+// a process in the same bundle.
+func socketAddress(ctx context.Context, id string) (string, error) {
+	dir, err := os.Readlink("s") // left by package shim where it is not the default
+	if err != nil {
+		dir = defaultSocketDir
+	}
+	return shim.CreateSocketAddress(ctx, dir, commandLine("address"), id, false)
+}
+
+// commandLine is the value of a flag. They belong to package shim, which hands
+// these on to nobody.
+func commandLine(name string) string {
+	if f := flag.Lookup(name); f != nil {
+		return f.Value.String()
+	}
+	return ""
 }
 
 // stopStatus is how a container ended: as its shim recorded, or killed, now.

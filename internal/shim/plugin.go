@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -90,6 +91,18 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	socket, err := socketAddress(ctx, commandLine("id"))
+	if err != nil {
+		return nil, err
+	}
+	stop.RegisterCallback(func(context.Context) error {
+		// Package shim does it too, but last; the bundle, where it would find the
+		// address, may be gone by then.
+		if err := shim.RemoveSocket(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
 		spawner.Close()
@@ -102,7 +115,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	}
 	if telemetry.Enabled() {
 		// A shim whose telemetry cannot be set up runs its containers all the same.
-		provider, flush, err := otlp.Setup(ctx, namespace+"/"+filepath.Base(bundle), telemetryFailed())
+		provider, flush, err := otlp.Setup(ctx, namespace+"/"+commandLine("id"), telemetryFailed())
 		if err != nil {
 			log.G(ctx).WithError(err).Error("telemetry is off")
 		} else {

@@ -34,6 +34,9 @@ type service struct {
 	mu sync.Mutex
 	// guarded by mu; nil while a Create is in flight
 	containers map[string]*container
+	// guarded by mu; Shutdown was called while a Create was in flight, given up by
+	// its client and not ended yet
+	wanted bool
 }
 
 var empty = &ptypes.Empty{}
@@ -79,9 +82,12 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	defer s.mu.Unlock()
 	if err != nil {
 		delete(s.containers, r.ID)
+		if s.wanted && len(s.containers) == 0 {
+			s.shutdown()
+		}
 		return nil, err
 	}
-	s.containers[r.ID] = c
+	s.containers[r.ID], s.wanted = c, false
 	s.host.outbox.send(&eventstypes.TaskCreate{
 		ContainerID: r.ID,
 		Bundle:      r.Bundle,
@@ -230,6 +236,9 @@ func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*ptypes.E
 	defer s.mu.Unlock()
 	if len(s.containers) == 0 {
 		s.shutdown()
+	}
+	for _, c := range s.containers {
+		s.wanted = s.wanted || c == nil
 	}
 	return empty, nil
 }
