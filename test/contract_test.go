@@ -753,7 +753,7 @@ func TestContract33AShimThatIsKilledTakesItsContainersAlong(t *testing.T) {
 				t.Error("the other container is dead")
 			}
 			other.remove()
-			_ = b.Container.Delete(b.ctx, containerd.WithSnapshotCleanup)
+			b.remove()
 			leaves(t, n, before)
 		})
 	}

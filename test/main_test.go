@@ -20,6 +20,7 @@ import (
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
@@ -234,6 +235,13 @@ func (b *box) remove() {
 	if b.node.Client == nil {
 		return
 	}
+	if b.task != nil {
+		_, _ = b.task.Delete(ctx, containerd.WithProcessKill)
+		if streams := b.task.IO(); streams != nil {
+			streams.Cancel()
+			streams.Close()
+		}
+	}
 	c, err := b.node.Client.LoadContainer(ctx, b.ID())
 	if err != nil {
 		return
@@ -241,6 +249,8 @@ func (b *box) remove() {
 	if task, err := c.Task(ctx, nil); err == nil {
 		_, _ = task.Delete(ctx, containerd.WithProcessKill)
 	}
+	// The shim of a task that was deleted behind containerd's back.
+	_, _ = b.node.Client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: b.ID()})
 	_ = c.Delete(ctx, containerd.WithSnapshotCleanup)
 }
 

@@ -137,6 +137,11 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err := mount.UnmountRecursive(filepath.Join(path, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.G(ctx).WithError(err).Warn("unmount root file system")
 	}
+	if !serving(ctx, id) {
+		if socket, err := socketAddress(ctx, id); err == nil {
+			_ = shim.RemoveSocket(socket) // there is none, mostly
+		}
+	}
 	return stopStatus(ctx, path), nil
 }
 
