@@ -16,6 +16,10 @@ sources := $(shell find cmd internal -name '*.go') go.mod go.sum
 containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
 lint       := bin/golangci-lint
 
+# The demo takes an installed containerd, if that is of a version the shim knows.
+installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.')
+demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
+
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
 guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/esbuild.wasm bin/guests/esbuild
 
@@ -36,7 +40,13 @@ demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a pri
 test: build $(containerd) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
-	$(GO) test -race -count=1 -timeout 30m ./... -args -test.root $(TEST_FLAGS)
+	TEST_ROOT=1 $(GO) test -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
+
+test-race: bin/race/containerd-shim-wazero-v1 $(containerd) guests ## the same tests on a shim built with the race detector; needs root
+	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
+
+bin/race/containerd-shim-wazero-v1: $(sources) | cc
+	CGO_ENABLED=1 $(GO) build -race -o $@ ./cmd/containerd-shim-wazero-v1
 
 bench: build $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
@@ -84,5 +94,8 @@ bin/guests/esbuild: tools/esbuild/go.mod
 wabt clang cc:
 	@tools/packages $@
 
-.PHONY: help build install demo test bench lint clean guests wabt clang cc
+transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
+	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
+
+.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc
 .DEFAULT_GOAL := help

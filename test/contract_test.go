@@ -591,7 +591,7 @@ func TestContract20State(t *testing.T) {
 }
 
 // fifos are the ends of a client that comes and goes.
-func fifos(t *testing.T, n *node.Node) cio.Config {
+func fifos(t *testing.T) cio.Config {
 	t.Helper()
 	dir := t.TempDir()
 	c := cio.Config{Stdin: filepath.Join(dir, "in"), Stdout: filepath.Join(dir, "out"), Stderr: filepath.Join(dir, "err")}
@@ -605,7 +605,7 @@ func fifos(t *testing.T, n *node.Node) cio.Config {
 
 func TestContract26AClientThatDetachesIsNoEndOfFile(t *testing.T) {
 	n := useNode(t)
-	cfg := fifos(t, n)
+	cfg := fifos(t)
 	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "stdin"))
 	task, err := b.NewTask(b.ctx, func(string) (cio.IO, error) { return fixedIO{cfg}, nil })
 	if err != nil {
@@ -659,7 +659,7 @@ func TestContract27NoOutputIsLost(t *testing.T) {
 		}
 	})
 	t.Run("a client that goes away breaks no pipe", func(t *testing.T) {
-		cfg := fifos(t, n)
+		cfg := fifos(t)
 		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "print", "a", "stdin", "print", "b"))
 		task, err := b.NewTask(b.ctx, func(string) (cio.IO, error) { return fixedIO{cfg}, nil })
 		if err != nil {

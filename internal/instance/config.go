@@ -80,10 +80,10 @@ func (e *Error) Error() string { return e.Text }
 type ErrorKind string
 
 const (
-	// BadRequest: the bundle, the image or the module.
+	// BadRequest is the fault of the bundle, the image or the module.
 	BadRequest ErrorKind = "bad-request"
-	// StaleCache: the entry of the compile cache does not fit the module.
+	// StaleCache says that the entry of the compile cache does not fit the module.
 	StaleCache ErrorKind = "stale-cache"
-	// Internal: the host or this program.
+	// Internal is the fault of the host or this program.
 	Internal ErrorKind = "internal"
 )

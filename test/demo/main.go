@@ -148,7 +148,7 @@ func left(n *node.Node) error {
 		return fmt.Errorf("list mounts: %w", err)
 	}
 	for _, line := range strings.Split(string(out), "\n") {
-		if strings.HasPrefix(line, n.Dir) {
+		if strings.HasPrefix(line, n.Dir+"/state/") {
 			return fmt.Errorf("left mounted: %s", line)
 		}
 	}
