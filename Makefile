@@ -42,7 +42,7 @@ test: build $(containerd) bin/runc guests ## run all tests, under a real contain
 	$(GO) vet ./...
 	TEST_ROOT=1 $(GO) test -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
 
-test-race: bin/race/containerd-shim-wazero-v1 $(containerd) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc

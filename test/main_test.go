@@ -478,11 +478,11 @@ func traces(t *testing.T, n *node.Node) []string {
 }
 
 // leaves fails a test that leaves more than there was. The shim may take a moment
-// to end after its answer to Shutdown: shims says that it may still be there.
+// to end after its answer to Shutdown, one that nobody knows of twice 5 s.
 func leaves(t *testing.T, n *node.Node, before []string) {
 	t.Helper()
 	var more []string
-	for range 100 {
+	for range 250 {
 		more = nil
 		for _, s := range traces(t, n) {
 			if !slices.Contains(before, s) {

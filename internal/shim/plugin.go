@@ -108,11 +108,20 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		spawner.Close()
 		return outbox.close()
 	})
-	var s taskapi.TTRPCTaskService = &service{
+	task := &service{
 		host:       &host{spawner: spawner, cache: cache, outbox: outbox},
 		shutdown:   stop.Shutdown,
 		containers: map[string]*container{},
 	}
+	watching, unwatch := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); task.watch(watching) }()
+	stop.RegisterCallback(func(context.Context) error {
+		unwatch()
+		<-watched
+		return nil
+	})
+	var s taskapi.TTRPCTaskService = task
 	if telemetry.Enabled() {
 		// A shim whose telemetry cannot be set up runs its containers all the same.
 		provider, flush, err := otlp.Setup(ctx, namespace+"/"+commandLine("id"), telemetryFailed())

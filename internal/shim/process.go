@@ -57,8 +57,7 @@ func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg inst
 	p := &process{control: control, exited: make(chan struct{})}
 
 	cmd := &exec.Cmd{
-		// The very file this process runs, though it may have been replaced.
-		Path:       "/proc/self/exe",
+		Path:       executable,
 		Args:       []string{runtimeBinary, role},
 		Env:        []string{}, // not nil, which would be the shim's
 		ExtraFiles: []*os.File{theirs, config},

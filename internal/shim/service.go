@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -34,12 +35,47 @@ type service struct {
 	mu sync.Mutex
 	// guarded by mu; nil while a Create is in flight
 	containers map[string]*container
+	// guarded by mu; there has been a container
+	used bool
 	// guarded by mu; Shutdown was called while a Create was in flight, given up by
 	// its client and not ended yet
 	wanted bool
 }
 
 var empty = &ptypes.Empty{}
+
+// orphanTime is how often a shim without a container looks whether anybody knows
+// of it.
+const orphanTime = 5 * time.Second
+
+// watch ends a shim that never got a container and never will: containerd has
+// given up on its `start` (a client's request was cancelled), and removed the
+// bundle, but knows of no shim to shut down. It returns when ctx is done, or the
+// shim has got its container.
+func (s *service) watch(ctx context.Context) {
+	tick := time.NewTicker(orphanTime)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		used, busy := s.used, len(s.containers) > 0
+		s.mu.Unlock()
+		if used {
+			return
+		}
+		// The working directory is the bundle. One that was removed has no links.
+		var st unix.Stat_t
+		if err := unix.Stat(".", &st); err == nil && st.Nlink == 0 && !busy {
+			log.G(ctx).Warn("the bundle is gone, and there is no container: shutting down")
+			s.shutdown()
+			return
+		}
+	}
+}
 
 // get finds the container of a call that names no exec.
 func (s *service) get(id, execID string) (*container, error) {
@@ -87,7 +123,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		}
 		return nil, err
 	}
-	s.containers[r.ID], s.wanted = c, false
+	s.containers[r.ID], s.wanted, s.used = c, false, true
 	s.host.outbox.send(&eventstypes.TaskCreate{
 		ContainerID: r.ID,
 		Bundle:      r.Bundle,

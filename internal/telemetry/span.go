@@ -37,7 +37,6 @@ const (
 	SandboxEnter  = "sandbox.enter"
 	ModuleResolve = "module.resolve"
 	ModuleCompile = relay.ModuleCompile
-	InstanceStop  = "instance.stop"
 	RootfsUnmount = "rootfs.unmount"
 	CgroupDestroy = "cgroup.destroy"
 
@@ -60,7 +59,6 @@ const (
 	ModulePath          = attribute.Key("wasm.module.path")
 	ModuleDigest        = attribute.Key("wasm.module.digest")
 	ModuleSize          = attribute.Key(relay.ModuleSize)
-	ModuleFunction      = attribute.Key(relay.ModuleFunction)
 	CacheHit            = attribute.Key("wasm.cache.hit")
 )
 

@@ -1,0 +1,303 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func TestMountOptionsAreSortedByWhoTakesThem(t *testing.T) {
+	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	for _, tt := range []struct {
+		options string
+		want    mountOptions
+	}{
+		{"", mountOptions{attrRecursive: private}},
+		{"defaults", mountOptions{attrRecursive: private}},
+		{"bind", mountOptions{bind: true, attrRecursive: private}},
+		{"rbind", mountOptions{bind: true, recursive: true, attrRecursive: private}},
+		{"rbind,rprivate,ro", mountOptions{
+			bind: true, recursive: true, attrRecursive: private,
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY},
+		}},
+		{"rslave", mountOptions{attrRecursive: unix.MountAttr{Propagation: unix.MS_SLAVE}}},
+		{"slave,private", mountOptions{attrRecursive: private}},
+		{"nosuid,nodev,noexec,nodiratime,nosymfollow", mountOptions{
+			attrRecursive: private,
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
+				unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW},
+		}},
+		{"suid,dev,exec,diratime,symfollow,rw", mountOptions{
+			attrRecursive: private,
+			attr: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
+				unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR_RDONLY},
+		}},
+		{"ro,rw", mountOptions{attrRecursive: private, attr: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}}},
+		{"rw,ro", mountOptions{
+			attrRecursive: private,
+			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_RDONLY},
+		}},
+		{"noatime", mountOptions{
+			attrRecursive: private,
+			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+		}},
+		{"noatime,strictatime", mountOptions{
+			attrRecursive: private,
+			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+		}},
+		{"noatime,relatime", mountOptions{
+			attrRecursive: private,
+			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+		}},
+		{"rro,rnosuid", mountOptions{
+			attrRecursive: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE},
+		}},
+		{"rrw", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}}},
+		{"rrelatime", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR__ATIME, Propagation: unix.MS_PRIVATE}}},
+		{"size=64k,mode=1777,rsize=1", mountOptions{attrRecursive: private, data: []string{"size=64k", "mode=1777", "rsize=1"}}},
+	} {
+		t.Run(tt.options, func(t *testing.T) {
+			got, err := parseMountOptions(strings.Split(tt.options, ","))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAMountOptionThatCannotBeHadIsAnError(t *testing.T) {
+	for _, option := range []string{"shared", "rshared", "unbindable", "runbindable", "idmap", "ridmap"} {
+		if _, err := parseMountOptions([]string{"rbind", option, "ro"}); err == nil {
+			t.Errorf("%s: got no error", option)
+		}
+	}
+}
+
+func TestMountsThatAGuestHasNoUseForAreLeftOut(t *testing.T) {
+	for _, fstype := range []string{"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"} {
+		s, err := openSource(specs.Mount{Type: fstype, Source: fstype, Options: []string{"shared"}}, "/")
+		if s != nil || err != nil {
+			t.Errorf("%s: got %v, %v, want neither a mount nor an error", fstype, s, err)
+		}
+	}
+}
+
+func TestAMountThatCannotBeMadeIsAnError(t *testing.T) {
+	mappings := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 1}}
+	for name, m := range map[string]specs.Mount{
+		"an option unknown to a bind mount": {Type: "bind", Source: "/", Options: []string{"size=1"}},
+		"bind by option, with another":      {Type: "none", Source: "/", Options: []string{"bind", "mode=1"}},
+		"uid mappings":                      {Type: "bind", Source: "/", UIDMappings: mappings},
+		"gid mappings":                      {Type: "bind", Source: "/", GIDMappings: mappings},
+		"a propagation that leads out":      {Type: "bind", Source: "/", Options: []string{"rshared"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if s, err := openSource(m, "/"); err == nil {
+				t.Errorf("got %+v, want an error", s)
+			}
+		})
+	}
+}
+
+// tree is a directory, and a descriptor of it.
+func tree(t *testing.T) (string, int) {
+	t.Helper()
+	dir := t.TempDir()
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return dir, fd
+}
+
+func symlink(t *testing.T, target, link string) {
+	t.Helper()
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mkdir(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pathOf is where the open file fd is.
+func pathOf(t *testing.T, fd int) string {
+	t.Helper()
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAMissingMountTargetIsMadeInTheRoot(t *testing.T) {
+	for _, tt := range []struct {
+		name, path string
+		dir        bool
+		want       string // in the root
+	}{
+		{"the root itself", "/", true, ""},
+		{"an empty path", "", true, ""},
+		{"a directory that is there", "/etc", true, "/etc"},
+		{"a directory", "/a", true, "/a"},
+		{"directories", "/a/b/c", true, "/a/b/c"},
+		{"a file", "/etc/hosts", false, "/etc/hosts"},
+		{"a file in new directories", "/x/y/hosts", false, "/x/y/hosts"},
+		{"a file that is there", "/etc/file", false, "/etc/file"},
+		{"a path without a slash", "a/b", true, "/a/b"},
+		{"dots", "/../../a/./../b", true, "/b"},
+		{"below an absolute link", "/absolute/new", true, "/etc/new"},
+		{"below a link that climbs", "/climbing/new/file", false, "/etc/new/file"},
+		{"an absolute link itself", "/absolute", true, "/etc"},
+		{"a link to a file", "/link", false, "/etc/file"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root, fd := tree(t)
+			mkdir(t, root+"/etc")
+			if err := os.WriteFile(root+"/etc/file", []byte("kept"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			symlink(t, "/etc", root+"/absolute")
+			symlink(t, "../../../../../../../../etc", root+"/climbing")
+			symlink(t, "etc/file", root+"/link")
+			target, err := makeTarget(fd, tt.path, tt.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(target)
+			if got, want := pathOf(t, target), root+tt.want; got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+			info, err := os.Stat(root + tt.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.IsDir() != tt.dir {
+				t.Errorf("got a directory: %v, want %v", info.IsDir(), tt.dir)
+			}
+			if got, err := os.ReadFile(root + "/etc/file"); err != nil || string(got) != "kept" {
+				t.Errorf("a file of the image has become %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestAMountTargetIsNotMadeThroughADanglingLink(t *testing.T) {
+	for _, tt := range []struct {
+		name, path string
+		dir        bool
+		want       error
+	}{
+		{"the target", "/dangling", true, unix.EEXIST},
+		{"the target, a file", "/dangling", false, unix.EEXIST},
+		{"on the way", "/dangling/a/b", true, unix.EEXIST},
+		{"out of the root", "/outside", true, unix.EEXIST},
+		{"below a file", "/file/a", true, unix.ENOTDIR},
+		{"a loop", "/loop/a", true, unix.ELOOP},
+		{"a name too long", "/" + strings.Repeat("a", 256), true, unix.ENAMETOOLONG},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root, fd := tree(t)
+			outside := filepath.Join(t.TempDir(), "made")
+			symlink(t, "/missing", root+"/dangling")
+			symlink(t, outside, root+"/outside")
+			symlink(t, "loop", root+"/loop")
+			if err := os.WriteFile(root+"/file", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			target, err := makeTarget(fd, tt.path, tt.dir)
+			if err == nil {
+				unix.Close(target)
+			}
+			if !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			for _, path := range []string{root + "/missing", outside} {
+				if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s has been made", path)
+				}
+			}
+		})
+	}
+}
+
+func TestOpeningInARootStaysInIt(t *testing.T) {
+	root, fd := tree(t)
+	mkdir(t, root+"/etc")
+	if err := os.WriteFile(root+"/etc/passwd", []byte("the container's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	symlink(t, "/etc/passwd", root+"/absolute")
+	symlink(t, strings.Repeat("../", 40)+"etc/passwd", root+"/climbing")
+	symlink(t, "/proc/self/root/etc/passwd", root+"/magic")
+	for _, path := range []string{"/etc/passwd", "etc/passwd", "/absolute", "/climbing", "/../../etc/passwd"} {
+		f, err := OpenInRoot(fd, path, unix.O_RDONLY)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if got, want := pathOf(t, int(f.Fd())), root+"/etc/passwd"; got != want {
+			t.Errorf("%s: got %s, want %s", path, got, want)
+		}
+		f.Close()
+	}
+	for _, path := range []string{"/magic", "/none", "/etc/hosts"} {
+		if f, err := OpenInRoot(fd, path, unix.O_RDONLY); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: got %v, %v, want %v", path, f, err, os.ErrNotExist)
+		}
+	}
+}
+
+func TestAMagicLinkOfProcfsIsNotFollowed(t *testing.T) {
+	proc, err := unix.Open("/proc/self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(proc)
+	for _, path := range []string{"/exe", "/cwd", "/root/etc"} {
+		fd, err := openInRoot(proc, path, unix.O_RDONLY)
+		if err == nil {
+			unix.Close(fd)
+		}
+		if !errors.Is(err, unix.ELOOP) {
+			t.Errorf("%s: got %v, want %v", path, err, unix.ELOOP)
+		}
+	}
+}
+
+func TestAFileOpenedInARootIsNotInherited(t *testing.T) {
+	_, fd := tree(t)
+	f, err := OpenInRoot(fd, "/", unix.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("got flags %#x, %v, want FD_CLOEXEC", flags, err)
+	}
+}
+
+func TestAnOldKernelIsNamed(t *testing.T) {
+	if err := needsKernel(unix.ENOSYS); !errors.Is(err, unix.ENOSYS) || !strings.Contains(err.Error(), "5.12") {
+		t.Errorf("got %v, want the version that is needed", err)
+	}
+	if got, want := needsKernel(unix.EPERM), error(unix.EPERM); !errors.Is(got, want) || got.Error() != want.Error() {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
