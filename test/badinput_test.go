@@ -1,6 +1,7 @@
 package test
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
 	"net"
@@ -10,11 +11,12 @@ import (
 	"testing"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
-
-	"archive/tar"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
@@ -65,8 +67,11 @@ func TestBadModules(t *testing.T) {
 					t.Errorf("ctr says %q, not %q", out, w)
 				}
 			}
+			if text := strings.TrimSpace(string(out)); strings.Contains(text, "\n") || strings.HasSuffix(text, "invalid argument") {
+				t.Errorf("ctr says %q: want one line that ends with the reason", text)
+			}
 			leaves(t, n, before)
-			if got := names(rec.of(id, 1)); len(got) != 0 {
+			if got := names(rec.of(id, 0)); len(got) != 0 {
 				t.Errorf("events %v, want none", got)
 			}
 		})
@@ -254,7 +259,9 @@ func TestACollectorThatIsNoGood(t *testing.T) {
 		"is no URL":          func(*testing.T) string { return "::::" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, node.Options{Bin: options().Bin, Shim: options().Shim, ShimEnv: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + endpoint(t)}})
+			o := options()
+			o.ShimEnv = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + endpoint(t)}
+			n := newNode(t, o)
 			img := app(t, n, "probe.wasm")
 			before := traces(t, n)
 			began := time.Now()
@@ -268,4 +275,33 @@ func TestACollectorThatIsNoGood(t *testing.T) {
 			leaves(t, n, before)
 		})
 	}
+}
+
+// An error at the very end of Create, when the process is there already.
+func TestAnErrorAtTheEndOfCreate(t *testing.T) {
+	n := useNode(t)
+	id := newID(t)
+	before := traces(t, n)
+	dir := bundle(t, id, minimal(t, id, "/app.wasm"), "hello.wasm")
+	if err := os.Mkdir(filepath.Join(dir, "init.pid"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, n, id, dir)
+	ctx := n.Context(t.Context())
+	_, err := r.Create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: dir})
+	wantError(t, err, nil, "pid file")
+	// The same container can be created once the reason is gone.
+	if err := os.Remove(filepath.Join(dir, "init.pid")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: dir}); err != nil {
+		t.Error(err)
+	}
+	_, err = r.Create(ctx, &taskapi.CreateTaskRequest{ID: id, Bundle: dir})
+	wantError(t, errgrpc.ToNative(err), errdefs.ErrAlreadyExists, id)
+	if _, err := r.Delete(ctx, &taskapi.DeleteRequest{ID: id}); err != nil {
+		t.Error(err)
+	}
+	_, _ = r.Shutdown(ctx, &taskapi.ShutdownRequest{ID: id})
+	leaves(t, n, before)
 }

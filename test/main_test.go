@@ -96,7 +96,8 @@ func options(env ...string) node.Options {
 	if dir := os.Getenv(shimEnv); dir != "" {
 		shim = dir
 	}
-	return node.Options{Bin: bin(), Shim: shim, Env: env}
+	// A race detector would have every shim wait a second before it ends.
+	return node.Options{Bin: bin(), Shim: shim, Env: append(env, "GORACE=atexit_sleep_ms=0")}
 }
 
 // useNode is the node that most tests share; containerd on it is traced.

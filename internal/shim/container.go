@@ -84,6 +84,9 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 	defer func() {
 		if err != nil {
 			_ = cgroupMade() // only that it has ended counts here
+			if c.init != nil {
+				_ = c.init.kill(unix.SIGKILL) // gone already, or will be
+			}
 			// A cancelled request is a common reason to be here.
 			if e := c.tearDown(context.WithoutCancel(ctx)); e != nil {
 				log.G(ctx).WithError(e).WithField("id", c.id).Error("clean up after a failed create")

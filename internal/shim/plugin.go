@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	cplugin "github.com/containerd/plugin"
@@ -176,10 +178,24 @@ func (p *plugin) UnaryServerInterceptor() ttrpc.UnaryServerInterceptor {
 		defer func() {
 			if v := recover(); v != nil {
 				log.G(ctx).Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
-				resp, err = nil, errgrpc.ToGRPC(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
+				resp, err = nil, toStatus(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
 			}
 		}()
 		resp, err = method(ctx, unmarshal)
-		return resp, errgrpc.ToGRPC(err)
+		return resp, toStatus(err)
 	}
+}
+
+// toStatus puts an error on the wire: its class as the code, its text as the
+// message. errgrpc would send every error that it wraps as well, and each hop to
+// the user would print the class once more.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	class := errdefs.Resolve(err)
+	if c, ok := class.(interface{ WithMessage(string) error }); ok {
+		err = c.WithMessage(strings.TrimSuffix(err.Error(), ": "+class.Error()))
+	}
+	return errgrpc.ToGRPC(err)
 }

@@ -1,0 +1,180 @@
+package telemetry
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const (
+	traceID     = "0af7651916cd43dd8448eb211c80319c"
+	spanID      = "b7ad6b7169203331"
+	traceparent = "00-" + traceID + "-" + spanID + "-01"
+)
+
+// remote is a span of another process.
+func remote(t *testing.T, flags trace.TraceFlags, state string) trace.SpanContext {
+	t.Helper()
+	tid, err1 := trace.TraceIDFromHex(traceID)
+	sid, err2 := trace.SpanIDFromHex(spanID)
+	ts, err3 := trace.ParseTraceState(state)
+	if err1 != nil || err2 != nil || err3 != nil {
+		t.Fatal(err1, err2, err3)
+	}
+	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: tid, SpanID: sid, TraceFlags: flags, TraceState: ts, Remote: true})
+}
+
+func TestASpanCrossesToAChildWithAllItsHeaders(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		flags          trace.TraceFlags
+		state, baggage string
+	}{
+		{"traceparent alone", trace.FlagsSampled, "", ""},
+		{"not sampled", 0, "", ""},
+		{"tracestate", trace.FlagsSampled, "vendor=a:b,other=c", ""},
+		{"baggage", trace.FlagsSampled, "", "user=alice,place=caf%C3%A9"},
+		{"all", trace.FlagsSampled, "vendor=1", "k=v;property=1"},
+		{"a lot", trace.FlagsSampled, "vendor=" + strings.Repeat("x", 256), "k=" + strings.Repeat("v", 4000)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want := remote(t, tt.flags, tt.state)
+			ctx := trace.ContextWithSpanContext(context.Background(), want)
+			wantBaggage, err := baggage.Parse(tt.baggage)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx = Extract(context.Background(), Inject(baggage.ContextWithBaggage(ctx, wantBaggage)))
+			if got := trace.SpanContextFromContext(ctx); !got.Equal(want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+			if got := baggage.FromContext(ctx); got.String() != wantBaggage.String() {
+				t.Errorf("got baggage %q, want %q", got, wantBaggage)
+			}
+		})
+	}
+}
+
+func TestWithoutASpanThereIsNothingToCarry(t *testing.T) {
+	b, err := baggage.Parse("user=alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ctx := range map[string]context.Context{
+		"nothing": context.Background(),
+		"baggage": baggage.ContextWithBaggage(context.Background(), b),
+	} {
+		if got := Inject(ctx); got != "" {
+			t.Errorf("%s: got %q, want nothing", name, got)
+		}
+	}
+}
+
+func TestABareTraceparentIsRead(t *testing.T) {
+	want := remote(t, trace.FlagsSampled, "")
+	for _, value := range []string{traceparent, " " + traceparent + "\n", `{"traceparent":"` + traceparent + `"}`, `{"traceparent":"` + traceparent + `","unknown":"x"}`} {
+		if got := trace.SpanContextFromContext(Extract(context.Background(), value)); !got.Equal(want) {
+			t.Errorf("%q: got %v, want %v", value, got, want)
+		}
+	}
+}
+
+func TestAMalformedTraceContextIsIgnored(t *testing.T) {
+	before := trace.ContextWithSpanContext(context.Background(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}}))
+	want := trace.SpanContextFromContext(before)
+	for name, value := range map[string]string{
+		"nothing":                   "",
+		"text":                      "hello",
+		"no JSON":                   "{",
+		"an empty object":           "{}",
+		"another type":              `["` + traceparent + `"]`,
+		"a number":                  `{"traceparent":1}`,
+		"null":                      `{"traceparent":null}`,
+		"garbage behind":            `{"traceparent":"` + traceparent + `"}x`,
+		"a short trace id":          "00-0af7651916cd43dd-b7ad6b7169203331-01",
+		"no trace id":               "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+		"no span id":                "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+		"upper case":                strings.ToUpper(traceparent),
+		"not hexadecimal":           "00-zaf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		"the forbidden version":     "ff" + traceparent[2:],
+		"more than the version has": traceparent + "-00",
+		"tracestate alone":          `{"tracestate":"a=b"}`,
+		"two in one":                traceparent + "," + traceparent,
+		"too long":                  `{"traceparent":"` + traceparent + `","x":"` + strings.Repeat("x", maxTraceContext) + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := trace.SpanContextFromContext(Extract(context.Background(), value)); got.IsValid() {
+				t.Errorf("got %v, want none", got)
+			}
+			if got := trace.SpanContextFromContext(Extract(before, value)); !got.Equal(want) {
+				t.Errorf("got %v, want what was there, %v", got, want)
+			}
+		})
+	}
+}
+
+func TestMalformedCompanionsDoNotTakeTheSpanWithThem(t *testing.T) {
+	want := remote(t, trace.FlagsSampled, "")
+	for _, headers := range []map[string]string{
+		{"traceparent": traceparent, "tracestate": "no state"},
+		{"traceparent": traceparent, "baggage": "no baggage;;,="},
+	} {
+		value, err := json.Marshal(headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := trace.SpanContextFromContext(Extract(context.Background(), string(value))); !got.Equal(want) {
+			t.Errorf("%s: got %v, want %v", value, got, want)
+		}
+		if got := trace.SpanContextFromContext(ExtractHeaders(context.Background(), headers)); !got.Equal(want) {
+			t.Errorf("%s: got %v, want %v", value, got, want)
+		}
+	}
+}
+
+func TestTheFirstEndpointThatIsSetIsTheCollector(t *testing.T) {
+	for _, tt := range []struct{ traces, all, want string }{
+		{"", "", ""},
+		{"http://a:4317", "", "http://a:4317"},
+		{"", "http://b:4317", "http://b:4317"},
+		{"http://a:4317", "http://b:4317", "http://a:4317"},
+		{" \n", " http://b:4317 ", "http://b:4317"},
+		{" ", "\t", ""},
+	} {
+		t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", tt.traces)
+		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", tt.all)
+		if got := Endpoint(); got != tt.want {
+			t.Errorf("%q, %q: got %q, want %q", tt.traces, tt.all, got, tt.want)
+		}
+		if got, want := Enabled(), tt.want != ""; got != want {
+			t.Errorf("%q, %q: got enabled %v, want %v", tt.traces, tt.all, got, want)
+		}
+	}
+}
+
+func FuzzExtract(f *testing.F) {
+	for _, s := range []string{
+		"", traceparent, `{"traceparent":"` + traceparent + `"}`, `{"traceparent":"` + traceparent + `","tracestate":"a=b","baggage":"k=v"}`,
+		"{", `{"traceparent":null}`, "00-00-00-00", `{"baggage":"k=v"}`,
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		sc := trace.SpanContextFromContext(Extract(context.Background(), value))
+		if !sc.IsValid() {
+			return
+		}
+		if !sc.IsRemote() || !slices.Contains([]trace.TraceFlags{0, 1, 2, 3}, sc.TraceFlags()) {
+			t.Errorf("got %v", sc)
+		}
+		ctx := trace.ContextWithSpanContext(context.Background(), sc)
+		if got := trace.SpanContextFromContext(Extract(context.Background(), Inject(ctx))); !got.Equal(sc) {
+			t.Errorf("got %v again, want %v", got, sc)
+		}
+	})
+}

@@ -1,0 +1,99 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+)
+
+func newProvider() (*tracetest.SpanRecorder, *sdktrace.TracerProvider) {
+	recorder := tracetest.NewSpanRecorder()
+	return recorder, sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder), sdktrace.WithIDGenerator(IDGenerator{}))
+}
+
+// attrs are the attributes of a span, as a map.
+func attrs(span sdktrace.ReadOnlySpan) map[attribute.Key]any {
+	m := map[attribute.Key]any{}
+	for _, kv := range span.Attributes() {
+		m[kv.Key] = kv.Value.AsInterface()
+	}
+	return m
+}
+
+func TestAStageIsASpanBelowItsOperation(t *testing.T) {
+	recorder, provider := newProvider()
+	ctx, operation := StartOperation(context.Background(), provider, TaskCreate)
+	failure := fmt.Errorf("no: %w", errdefs.ErrInvalidArgument)
+	err := Stage(ctx, BundleLoad, func(ctx context.Context) error {
+		if trace.SpanContextFromContext(ctx).SpanID() == operation.SpanContext().SpanID() {
+			t.Error("the stage has the span of its operation")
+		}
+		return failure
+	})
+	if !errors.Is(err, failure) {
+		t.Errorf("got %v, want %v", err, failure)
+	}
+	End(operation, nil)
+	ended := recorder.Ended()
+	if len(ended) != 2 {
+		t.Fatalf("got %d spans, want 2", len(ended))
+	}
+	stage := ended[0]
+	if stage.Name() != BundleLoad || stage.Parent().SpanID() != operation.SpanContext().SpanID() {
+		t.Errorf("got %s below %s, want %s below %s", stage.Name(), stage.Parent().SpanID(), BundleLoad, operation.SpanContext().SpanID())
+	}
+	if got, want := stage.Status(), (sdktrace.Status{Code: codes.Error, Description: failure.Error()}); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got, want := attrs(stage)[ErrorType], any("invalid argument"); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got, want := ended[1].Status().Code, codes.Unset; got != want {
+		t.Errorf("the operation: got %v, want %v", got, want)
+	}
+}
+
+func TestWithoutASpanAStageOnlyRuns(t *testing.T) {
+	ran := false
+	err := Stage(context.Background(), BundleLoad, func(ctx context.Context) error {
+		ran = true
+		if trace.SpanContextFromContext(ctx).IsValid() {
+			t.Error("there is a span")
+		}
+		return nil
+	})
+	if err != nil || !ran {
+		t.Errorf("got %v, ran %v", err, ran)
+	}
+}
+
+type strangeError struct{}
+
+func (strangeError) Error() string { return "strange" }
+
+func TestTheTypeOfAnErrorIsItsClass(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{context.Canceled, "context canceled"},
+		{fmt.Errorf("wait: %w", context.DeadlineExceeded), "context deadline exceeded"},
+		{fmt.Errorf("x: %w", errdefs.ErrNotFound), "not found"},
+		{errdefs.ErrAlreadyExists, "already exists"},
+		{errdefs.ErrFailedPrecondition, "failed precondition"},
+		{errdefs.ErrNotImplemented, "not implemented"},
+		{strangeError{}, "telemetry.strangeError"},
+	} {
+		if got := errorType(tt.err); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.err, got, tt.want)
+		}
+	}
+}
