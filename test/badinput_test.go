@@ -34,6 +34,7 @@ func TestBadModules(t *testing.T) {
 	}{
 		{"no such module", node.Regular("x", nil), "/app.wasm", []string{"/app.wasm", "no such file"}},
 		{"not on the PATH", node.Regular("x", nil), "app", []string{`"app"`, "not found in PATH"}},
+		{"not on the PATH, with a function", node.Regular("x", nil), "app#f", []string{`"app"`, "not found in PATH"}},
 		{"an empty file", node.Regular("app.wasm", nil), "/app.wasm", []string{"/app.wasm", "empty"}},
 		{"garbage", node.Regular("app.wasm", []byte("0123456789")), "/app.wasm", []string{"/app.wasm", "not a WebAssembly module"}},
 		{"a truncated module", node.Regular("app.wasm", probe[:len(probe)/2]), "/app.wasm", []string{"/app.wasm", "not a valid WebAssembly module"}},

@@ -70,6 +70,9 @@ func lookUp(open FileOpener, name, cwd, search string) (*os.File, string, error)
 		f, err := openRegular(open, path.Clean(p))
 		return f, path.Clean(p), err
 	}
+	if search == "" {
+		return nil, "", fmt.Errorf("entry point %q: the container's environment has no PATH to look for it in: %w", name, fs.ErrNotExist)
+	}
 	for _, dir := range strings.Split(search, ":") {
 		if !path.IsAbs(dir) {
 			dir = path.Join("/", cwd, dir) // an empty one is the cwd: execvp(3)

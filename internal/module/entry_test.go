@@ -69,7 +69,7 @@ func TestTheFirstArgumentNamesTheEntryPoint(t *testing.T) {
 		{"the first one in PATH wins", "tool", "/", "/app/bin:/usr/bin", Entry{"/app/bin/tool", "", "tool"}},
 		{"a directory in PATH is passed over", "run.wasm", "/", "/usr/local/bin:/usr/bin", Entry{"/usr/bin/run.wasm", "", "run.wasm"}},
 		{"a file as an element of PATH is passed over", "tool", "/", "/app/file:/usr/bin", Entry{"/usr/bin/tool", "", "tool"}},
-		{"an empty PATH is the working directory", "main.wasm", "/app", "", Entry{"/app/main.wasm", "", "main.wasm"}},
+		{"a PATH of an empty element is the working directory", "main.wasm", "/app", ":", Entry{"/app/main.wasm", "", "main.wasm"}},
 		{"an empty first element is the working directory", "main.wasm", "/app", ":/usr/bin", Entry{"/app/main.wasm", "", "main.wasm"}},
 		{"an empty element between is the working directory", "main.wasm", "/app", "/usr/sbin::/usr/bin", Entry{"/app/main.wasm", "", "main.wasm"}},
 		{"an empty last element is the working directory", "main.wasm", "/app", "/usr/bin:", Entry{"/app/main.wasm", "", "main.wasm"}},
@@ -80,7 +80,7 @@ func TestTheFirstArgumentNamesTheEntryPoint(t *testing.T) {
 		{"a function with a slash in its name", "/app/main.wasm#ns/add", "/", "", Entry{"/app/main.wasm", "ns/add", "/app/main.wasm"}},
 		{"the last # splits", "/app/a#b#c#f", "/", "", Entry{"/app/a#b#c", "f", "/app/a#b#c"}},
 		{"a file literally so named wins", "/app/lib#v2.wasm", "/", "", Entry{"/app/lib#v2.wasm", "", "/app/lib#v2.wasm"}},
-		{"a file that begins with #", "#lead", "/app", "", Entry{"/app/#lead", "", "#lead"}},
+		{"a file that begins with #", "#lead", "/", "/app", Entry{"/app/#lead", "", "#lead"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, f, err := Find(open, tt.argv0, tt.cwd, tt.search)
@@ -103,7 +103,7 @@ func TestTheFirstArgumentNamesTheEntryPoint(t *testing.T) {
 }
 
 func TestWhatIsNoRegularFileIsNoEntryPoint(t *testing.T) {
-	dir, open := rootfs(t, "/app/main.wasm", "/app/dir/", "/app/dir#f/")
+	dir, open := rootfs(t, "/main.wasm", "/app/main.wasm", "/app/dir/", "/app/dir#f/")
 	if err := unix.Mkfifo(filepath.Join(dir, "app/fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +117,8 @@ func TestWhatIsNoRegularFileIsNoEntryPoint(t *testing.T) {
 		{"an empty argument", "", "/app", false},
 		{"a missing file", "/app/none", "", true},
 		{"a name not in PATH", "none", "/app:/", true},
+		{"a name without a PATH, though it is in the working directory", "main.wasm", "", true},
+		{"a function of a name without a PATH", "main.wasm#f", "", true},
 		{"a function of a missing file", "/app/none#f", "", true},
 		{"a function of a name not in PATH", "none#f", "/app", true},
 		{"no function after the #", "/app/main.wasm#", "", false},

@@ -3,6 +3,8 @@ package shim
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +33,7 @@ const (
 // is put behind later ones, and dropped after the fifth try.
 type outbox struct {
 	client    *ttrpcutil.Client
+	address   string
 	namespace string
 
 	mu      sync.Mutex
@@ -50,7 +53,7 @@ func newOutbox(address, namespace string) (*outbox, error) {
 	}
 	ctx, stop := context.WithCancel(namespaces.WithNamespace(context.Background(), namespace))
 	o := &outbox{
-		client: client, namespace: namespace,
+		client: client, address: address, namespace: namespace,
 		changed: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
 	}
 	go o.run(ctx)
@@ -138,8 +141,10 @@ func (o *outbox) run(ctx context.Context) {
 				return
 			}
 			pause = min(2*pause, longestPause)
-			if err := o.client.Reconnect(); err != nil {
-				log.L.WithError(err).Debug("events: reconnect")
+			if o.listening() == nil {
+				if err := o.client.Reconnect(); err != nil {
+					log.L.WithError(err).Debug("events: reconnect")
+				}
 			}
 			continue
 		}
@@ -152,7 +157,17 @@ func (o *outbox) run(ctx context.Context) {
 	}
 }
 
+// listening tells whether there is a socket to connect to. The client would wait
+// for one, 5 s at a time, whatever its context says.
+func (o *outbox) listening() error {
+	_, err := os.Stat(strings.TrimPrefix(o.address, "unix://"))
+	return err
+}
+
 func (o *outbox) forward(ctx context.Context, e *types.Envelope) error {
+	if err := o.listening(); err != nil {
+		return err
+	}
 	service, err := o.client.EventsService()
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
@@ -27,11 +28,13 @@ func Inject(ctx context.Context) string {
 	if headers["traceparent"] == "" {
 		return ""
 	}
-	value, err := json.Marshal(headers)
-	if err != nil {
-		return "" // a map of strings always marshals
+	var value strings.Builder
+	encoder := json.NewEncoder(&value)
+	encoder.SetEscapeHTML(false) // baggage is full of what that makes six bytes of
+	if err := encoder.Encode(headers); err != nil {
+		return "" // a map of strings always has an encoding
 	}
-	return string(value)
+	return strings.TrimSuffix(value.String(), "\n")
 }
 
 // Extract returns ctx with the remote span that value, of [TraceContextEnv],
@@ -48,11 +51,15 @@ func Extract(ctx context.Context, value string) context.Context {
 	} else {
 		headers["traceparent"] = strings.TrimSpace(value)
 	}
-	return propagator.Extract(ctx, headers)
+	return ExtractHeaders(ctx, headers)
 }
 
 // ExtractHeaders returns ctx with the remote span that the W3C headers name, or
 // as it is when they name none.
 func ExtractHeaders(ctx context.Context, headers map[string]string) context.Context {
-	return propagator.Extract(ctx, propagation.MapCarrier(headers))
+	extracted := propagator.Extract(ctx, propagation.MapCarrier(headers))
+	if trace.SpanContextFromContext(extracted).Equal(trace.SpanContextFromContext(ctx)) {
+		return ctx // without baggage that belongs to no trace
+	}
+	return extracted
 }

@@ -73,6 +73,9 @@ func (r *Relay) Finish(exitedAt time.Time, status int, reason error) {
 	if r.entered == nil {
 		return
 	}
+	if exitedAt.Before(r.since) {
+		exitedAt = r.since
+	}
 	_, span := Start(r.entered, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
 	span.SetAttributes(ProcessExitCode.Int(status))
 	End(span, reason, trace.WithTimestamp(exitedAt))
@@ -106,6 +109,9 @@ func (r *Relay) emit(f relay.Frame) {
 		return
 	}
 	start, end := time.Unix(0, f.Start), time.Unix(0, f.End)
+	if end.After(time.Now().Add(time.Second)) {
+		return
+	}
 	opts := []trace.SpanStartOption{trace.WithTimestamp(start), trace.WithAttributes(attributes(f.Attrs)...)}
 	if f.Name == ModuleRun && r.entered != nil {
 		opts = append(opts, trace.WithLinks(r.started))

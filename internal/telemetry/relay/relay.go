@@ -67,17 +67,19 @@ type Frame struct {
 // A Recorder is the end of the relay in the instance process. A nil one records
 // nothing.
 type Recorder struct {
-	pipe   *os.File
+	pipe   *os.File // keeps fd open
+	fd     int      // asked for once: Fd makes a file block again
 	parent string
 }
 
 // NewRecorder records to pipe, under the span that traceContext names.
 func NewRecorder(pipe *os.File, traceContext string) (*Recorder, error) {
 	// A shim that does not read must not hold up the guest.
-	if err := unix.SetNonblock(int(pipe.Fd()), true); err != nil {
+	fd := int(pipe.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, err
 	}
-	return &Recorder{pipe: pipe, parent: traceContext}, nil
+	return &Recorder{pipe: pipe, fd: fd, parent: traceContext}, nil
 }
 
 // Under makes the span that traceContext names the parent of those to come.
@@ -102,7 +104,7 @@ func (r *Recorder) Record(name string, start time.Time, err error, attrs map[str
 		return
 	}
 	// One write of the descriptor itself: os.File would wait for room.
-	_, _ = unix.Write(int(r.pipe.Fd()), append(line, '\n'))
+	_, _ = unix.Write(r.fd, append(line, '\n'))
 }
 
 func cut(s string, n int) string {

@@ -1,0 +1,58 @@
+package shim
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+)
+
+var phases = []phase{created, starting, running, stopped, deleting, deleted}
+
+func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
+	legal := map[phase][]phase{
+		created:  {starting, stopped},
+		starting: {running, stopped},
+		running:  {stopped},
+		stopped:  {deleting},
+		deleting: {stopped, deleted},
+	}
+	for _, from := range phases {
+		for _, to := range append(phases, "nonsense") {
+			t.Run(string(from+" to "+to), func(t *testing.T) {
+				p := from
+				err := p.to(to)
+				if slices.Contains(legal[from], to) {
+					if err != nil || p != to {
+						t.Errorf("got %s, %v, want %s", p, err, to)
+					}
+					return
+				}
+				want := error(errdefs.ErrFailedPrecondition)
+				if from == deleting || from == deleted {
+					want = errdefs.ErrNotFound
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("got %v, want %v", err, want)
+				}
+				if p != from {
+					t.Errorf("the move was refused, and made: %s", p)
+				}
+			})
+		}
+	}
+}
+
+func TestAClientSeesAPhaseOnceItIsReached(t *testing.T) {
+	want := map[phase]task.Status{
+		created: task.Status_CREATED, starting: task.Status_CREATED, running: task.Status_RUNNING,
+		stopped: task.Status_STOPPED, deleting: task.Status_STOPPED, deleted: task.Status_UNKNOWN,
+	}
+	for _, p := range phases {
+		if got := p.status(); got != want[p] {
+			t.Errorf("%s: got %v, want %v", p, got, want[p])
+		}
+	}
+}

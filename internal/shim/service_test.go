@@ -1,0 +1,152 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+func newTestService() (s *service, shutdowns *int) {
+	n := new(int)
+	return &service{host: &host{}, shutdown: func() { *n++ }, containers: map[string]*container{}}, n
+}
+
+func TestACallForAContainerThatIsNotThereIsNotFound(t *testing.T) {
+	s, _ := newTestService()
+	s.containers["creating"] = nil
+	ctx := context.Background()
+	for _, id := range []string{"none", "creating", ""} {
+		for name, call := range map[string]func() error{
+			"Start":      func() error { _, err := s.Start(ctx, &taskapi.StartRequest{ID: id}); return err },
+			"Wait":       func() error { _, err := s.Wait(ctx, &taskapi.WaitRequest{ID: id}); return err },
+			"Kill":       func() error { _, err := s.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: 9}); return err },
+			"Delete":     func() error { _, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: id}); return err },
+			"State":      func() error { _, err := s.State(ctx, &taskapi.StateRequest{ID: id}); return err },
+			"Pids":       func() error { _, err := s.Pids(ctx, &taskapi.PidsRequest{ID: id}); return err },
+			"CloseIO":    func() error { _, err := s.CloseIO(ctx, &taskapi.CloseIORequest{ID: id}); return err },
+			"Exec":       func() error { _, err := s.Exec(ctx, &taskapi.ExecProcessRequest{ID: id}); return err },
+			"ResizePty":  func() error { _, err := s.ResizePty(ctx, &taskapi.ResizePtyRequest{ID: id}); return err },
+			"Pause":      func() error { _, err := s.Pause(ctx, &taskapi.PauseRequest{ID: id}); return err },
+			"Resume":     func() error { _, err := s.Resume(ctx, &taskapi.ResumeRequest{ID: id}); return err },
+			"Checkpoint": func() error { _, err := s.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: id}); return err },
+			"Update":     func() error { _, err := s.Update(ctx, &taskapi.UpdateTaskRequest{ID: id}); return err },
+			"Stats":      func() error { _, err := s.Stats(ctx, &taskapi.StatsRequest{ID: id}); return err },
+		} {
+			if err := call(); !errors.Is(err, errdefs.ErrNotFound) {
+				t.Errorf("%s of %q: got %v, want %v", name, id, err, errdefs.ErrNotFound)
+			}
+		}
+	}
+}
+
+func TestAnIDIsTakenFromTheBeginningOfItsCreate(t *testing.T) {
+	s, _ := newTestService()
+	s.containers["creating"] = nil
+	if _, err := s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "creating"}); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("got %v, want %v", err, errdefs.ErrAlreadyExists)
+	}
+	for range 2 { // a failed one takes nothing
+		_, err := s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "c1", Bundle: t.TempDir()})
+		if !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("got %v, want %v", err, errdefs.ErrInvalidArgument)
+		}
+	}
+}
+
+func TestAShimIsShutDownWithItsLastContainer(t *testing.T) {
+	s, shutdowns := newTestService()
+	s.containers["c1"] = &container{}
+	if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != 0 {
+		t.Errorf("with a container: got %v, %d shutdowns", err, *shutdowns)
+	}
+	delete(s.containers, "c1")
+	for want := 1; want <= 2; want++ {
+		if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != want {
+			t.Errorf("without one: got %v, %d shutdowns, want %d", err, *shutdowns, want)
+		}
+	}
+}
+
+func TestOptionsThatNobodyCanReadAreRefused(t *testing.T) {
+	runc, err := typeurl.MarshalAnyToProto(&options.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		options *anypb.Any
+		good    bool
+	}{
+		{"none", nil, true},
+		{"empty", &anypb.Any{}, true},
+		{"runc's", runc, true},
+		{"of an unknown type", &anypb.Any{TypeUrl: "example.com/Options", Value: []byte{1}}, false},
+		{"of no type", &anypb.Any{Value: []byte{1}}, false},
+		{"broken", &anypb.Any{TypeUrl: runc.TypeUrl, Value: []byte{0xff}}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := checkOptions(&taskapi.CreateTaskRequest{Options: tt.options})
+			if tt.good && err != nil || !tt.good && !errors.Is(err, errdefs.ErrInvalidArgument) {
+				t.Errorf("got %v, want good: %v", err, tt.good)
+			}
+		})
+	}
+}
+
+func TestAShimThatNobodyKnowsOfEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		gone     bool // the bundle
+		creating bool
+		want     int
+	}{
+		{"its bundle is gone", true, false, 1},
+		{"its bundle is there", false, false, 0},
+		{"a Create is in flight", true, true, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bundle := filepath.Join(t.TempDir(), "bundle")
+			if err := os.Mkdir(bundle, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			t.Chdir(bundle)
+			if tt.gone {
+				if err := os.Remove(bundle); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				s, shutdowns := newTestService()
+				if tt.creating {
+					s.containers["c1"] = nil
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 10*orphanTime)
+				defer cancel()
+				s.watch(ctx)
+				if *shutdowns != tt.want {
+					t.Errorf("got %d shutdowns, want %d", *shutdowns, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestAShimThatHasHadAContainerIsNotWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, shutdowns := newTestService()
+		s.used = true
+		s.watch(t.Context()) // returns
+		if *shutdowns != 0 {
+			t.Errorf("got %d shutdowns, want none", *shutdowns)
+		}
+	})
+}
