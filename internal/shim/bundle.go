@@ -24,7 +24,7 @@ type bundle struct {
 }
 
 // spec is what the shim heeds of an OCI specification. Reading only that takes
-// 0.5 ms instead of 1.5: encoding/json looks at every type it may meet.
+// 0.44 ms instead of 0.70: encoding/json looks at every type it may meet.
 type spec struct {
 	Process    *specs.Process `json:"process"`
 	Root       *specs.Root    `json:"root"`
