@@ -12,6 +12,7 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -91,7 +92,7 @@ func TestBadSpecifications(t *testing.T) {
 	n := useNode(t)
 	img := app(t, n, "hello.wasm")
 	change := func(f func(*oci.Spec)) oci.SpecOpts {
-		return func(_ context.Context, _ oci.Client, _ *containersContainer, s *oci.Spec) error {
+		return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 			f(s)
 			return nil
 		}

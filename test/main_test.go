@@ -22,7 +22,6 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -533,11 +532,6 @@ func wantError(t *testing.T, err, class error, parts ...string) {
 		}
 	}
 }
-
-type (
-	ctxT                = context.Context
-	containersContainer = containers.Container
-)
 
 // closeStdin says that the standard input has ended.
 func (b *box) closeStdin(t *testing.T) {

@@ -3,6 +3,7 @@ package test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -432,7 +434,7 @@ func TestLimits(t *testing.T) {
 	n := useNode(t)
 	adj := 123
 	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"), oci.WithMemoryLimit(200<<20), oci.WithPidsLimit(99),
-		func(_ ctxT, _ oci.Client, _ *containersContainer, s *oci.Spec) error {
+		func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 			s.Process.OOMScoreAdj = &adj
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 88}}
 			s.Hostname = "wasmhost"

@@ -115,6 +115,8 @@ func (p *process) wait(cmd *exec.Cmd, exits chan runc.Exit) {
 // release frees what the shim holds of a process that has exited.
 func (p *process) release() {
 	<-p.exited
+	p.mu.Lock() // a kill may be looking at it
+	defer p.mu.Unlock()
 	p.control.Close()
 	p.pidfd.Close()
 }
