@@ -46,12 +46,6 @@ func trace(t *testing.T, c *collector.Collector, id string, want ...string) map[
 	}
 }
 
-var whole = []string{
-	"shim.start", "task.create", "bundle.load", "rootfs.mount", "cgroup.create", "instance.spawn", "sandbox.build",
-	"instance.prepare", "module.resolve", "module.load", "sandbox.enter", "task.wait", "task.start",
-	"module.instantiate", "module.start", "module.run", "task.delete", "rootfs.unmount", "cgroup.destroy",
-}
-
 // parents of the spans of a container's life; of those not named here it is the
 // caller's span or, without one, shim.start.
 var parents = map[string]string{
@@ -112,7 +106,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			if status != 3 {
 				t.Fatalf("exit status %d", status)
 			}
-			spans := trace(t, c, b.ID(), append([]string{"module.compile"}, whole...)...)
+			spans := trace(t, c, b.ID(), append([]string{"module.compile"}, collector.Life...)...)
 			checkTree(t, spans, b.ID())
 			traced := name == "containerd is traced"
 			for _, op := range []string{"shim.start", "task.create", "task.start", "task.wait", "task.delete"} {
@@ -136,7 +130,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			}
 			// A second container: a trace of its own, and found compiled.
 			again, _ := run(t, n, img, args("/app.wasm", "exit", "3"))
-			second := trace(t, c, again.ID(), whole...)
+			second := trace(t, c, again.ID(), collector.Life...)
 			if second["task.create"].TraceID == spans["task.create"].TraceID {
 				t.Error("two containers are in one trace")
 			}
@@ -152,7 +146,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 func TestACallOfAnotherTraceIsLinked(t *testing.T) {
 	n := useNode(t)
 	b, _ := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"))
-	life := trace(t, spans, b.ID(), whole...)
+	life := trace(t, spans, b.ID(), collector.Life...)
 	start := life["task.start"]
 	var theirs collector.Span
 	eventually(t, "the span in the caller's trace", func() bool {
@@ -198,7 +192,7 @@ func TestAKilledTaskHasAWholeTrace(t *testing.T) {
 	}
 	b.exit(t)
 	b.delete(t)
-	s := trace(t, spans, b.ID(), append([]string{"task.kill"}, whole...)...)
+	s := trace(t, spans, b.ID(), append([]string{"task.kill"}, collector.Life...)...)
 	if got := s["task.kill"].Attrs["wasm.kill.signal"]; got != "15" || s["task.kill"].Failed {
 		t.Errorf("task.kill: signal %q, failed %t", got, s["task.kill"].Failed)
 	}
@@ -214,7 +208,7 @@ func TestAKilledTaskHasAWholeTrace(t *testing.T) {
 func TestATrapIsAnErrorInItsTrace(t *testing.T) {
 	n := useNode(t)
 	b, _ := run(t, n, app(t, n, "trap.wasm"), args("/app.wasm"))
-	s := trace(t, spans, b.ID(), whole...)
+	s := trace(t, spans, b.ID(), collector.Life...)
 	if run := s["module.run"]; !run.Failed || !strings.Contains(run.Status, "unreachable") || run.Attrs["process.exit.code"] != "134" {
 		t.Errorf("module.run: failed %t, %q, %v", run.Failed, run.Status, run.Attrs)
 	}
@@ -286,7 +280,7 @@ func TestTraceContextOfStart(t *testing.T) {
 			if status != 0 || b.stdout.String() != "hello\n" {
 				t.Fatalf("exit status %d, %q", status, b.stdout)
 			}
-			s := trace(t, rec, b.ID(), whole...)
+			s := trace(t, rec, b.ID(), collector.Life...)
 			shim := s["shim.start"]
 			if c.taken && (shim.TraceID != id || shim.Parent != parent) || !c.taken && (shim.TraceID == id || shim.Parent != "") {
 				t.Errorf("shim.start is in trace %s below %q", shim.TraceID, shim.Parent)

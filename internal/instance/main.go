@@ -17,7 +17,7 @@ import (
 
 // These roles run before the program's main function, and before most of its
 // packages are initialised: of those an instance process needs few, and in the
-// order that Go prescribes they come first. That is 2 ms of its start.
+// order that Go prescribes they come first. That is 1 ms of its start.
 func init() {
 	if len(os.Args) != 2 {
 		return

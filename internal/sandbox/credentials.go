@@ -53,33 +53,23 @@ func setLimits(pid int, cfg Config) error {
 			return fmt.Errorf("oomScoreAdj %d: %w", *adj, err)
 		}
 	}
-	for _, l := range cfg.Rlimits {
-		resource, ok := rlimits[l.Type]
-		if !ok {
-			return fmt.Errorf("rlimit %s: unknown", l.Type)
-		}
-		err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
-		if err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("rlimit %s: %w", l.Type, err)
-		}
-	}
-	return nil
+	return setRlimits(pid, cfg.Rlimits)
 }
 
 // SetRlimits sets the limits of the calling process: those that its parent may
 // not set, and that of open files, which the Go runtime has raised by then.
-func SetRlimits(limits []specs.POSIXRlimit) error {
+func SetRlimits(limits []specs.POSIXRlimit) error { return setRlimits(0, limits) }
+
+// setRlimits sets the limits of a process, the calling one when pid is 0. It
+// leaves to another process what only that may set.
+func setRlimits(pid int, limits []specs.POSIXRlimit) error {
 	for _, l := range limits {
 		resource, ok := rlimits[l.Type]
 		if !ok {
 			return fmt.Errorf("rlimit %s: unknown", l.Type)
 		}
-		want := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
-		var have unix.Rlimit
-		if err := unix.Getrlimit(resource, &have); err == nil && have == want {
-			continue
-		}
-		if err := unix.Setrlimit(resource, &want); err != nil {
+		err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil)
+		if err != nil && (pid == 0 || !errors.Is(err, unix.EPERM)) {
 			return fmt.Errorf("rlimit %s: %w", l.Type, err)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"time"
@@ -178,9 +177,6 @@ func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *pro
 		return p, nil
 	}
 	p.destroy()
-	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
-		err = fmt.Errorf("the instance process ended with status %d before it was ready", p.status)
-	}
 	return nil, err
 }
 
@@ -205,19 +201,13 @@ func (c *container) wallIn(ctx context.Context, p *process, walls *sandbox.Walls
 	if err != nil {
 		return err
 	}
-	if err := p.control.Send(instance.Message{Load: &entry}); err != nil {
-		return err
-	}
-	ready, _, err := p.control.Receive(0)
+	err = p.ask(instance.Message{Load: &entry})
 	var e *instance.Error
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
 		err = errors.Join(err, c.host.cache.Drop(artifact.Digest))
 	}
 	if err != nil {
 		return err
-	}
-	if !ready.Ready {
-		return errors.New("the instance process is not ready")
 	}
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
@@ -273,18 +263,9 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	if err := walls.Attach(dir); err != nil {
 		return err
 	}
-	if err := p.control.Send(instance.Message{Compile: true}, f); err != nil {
-		return err
-	}
-	m, _, err := p.control.Receive(0)
-	switch {
-	case ctx.Err() != nil:
+	err = p.ask(instance.Message{Compile: true}, f)
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	case err == nil && !m.Ready:
-		return errors.New("the compile process is not ready")
-	case errors.Is(err, io.EOF):
-		<-p.exited
-		return fmt.Errorf("the compile process ended with status %d", p.status)
 	}
 	return err
 }

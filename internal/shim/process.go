@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"sync"
@@ -24,6 +25,7 @@ import (
 // A process is one re-execution of this binary: an instance process or a compile
 // process.
 type process struct {
+	role    string
 	pid     int
 	pidfd   *os.File // stays this process's, also when the pid has been used again
 	control *instance.Conn
@@ -54,7 +56,7 @@ func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg inst
 		return nil, err
 	}
 	defer theirs.Close()
-	p := &process{control: control, exited: make(chan struct{})}
+	p := &process{role: role, control: control, exited: make(chan struct{})}
 
 	cmd := &exec.Cmd{
 		Path:       executable,
@@ -110,6 +112,25 @@ func (p *process) wait(cmd *exec.Cmd, exits chan runc.Exit) {
 	reaper.Default.Unsubscribe(exits)
 	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
 	close(p.exited)
+}
+
+// ask tells the process what to do next, and waits until it is ready. A process
+// that has ended instead is an error that says so.
+func (p *process) ask(m instance.Message, files ...*os.File) error {
+	err := p.control.Send(m, files...)
+	var answer instance.Message
+	if err == nil {
+		answer, _, err = p.control.Receive(0)
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		_ = p.kill(unix.SIGKILL) // it has closed its end at least
+		<-p.exited
+		return fmt.Errorf("the %s process ended with status %d before it was ready", p.role, p.status)
+	case err == nil && !answer.Ready:
+		return fmt.Errorf("the %s process is not ready", p.role)
+	}
+	return err
 }
 
 // release frees what the shim holds of a process that has exited.

@@ -18,6 +18,15 @@ import (
 	"google.golang.org/grpc"
 )
 
+// Life are the spans of the life of a container that runs to its end.
+var Life = []string{
+	"shim.start",
+	"task.create", "bundle.load", "rootfs.mount", "cgroup.create", "instance.spawn", "sandbox.build",
+	"instance.prepare", "module.resolve", "module.load", "sandbox.enter",
+	"task.wait", "task.start", "module.instantiate", "module.start", "module.run",
+	"task.delete", "rootfs.unmount", "cgroup.destroy",
+}
+
 // A Span is a span as it was received.
 type Span struct {
 	Service   string

@@ -24,15 +24,6 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
-// want are the spans that a container's life consists of.
-var want = []string{
-	"shim.start",
-	"task.create", "bundle.load", "rootfs.mount", "cgroup.create", "instance.spawn",
-	"instance.prepare", "sandbox.build", "module.resolve", "module.load", "sandbox.enter",
-	"task.wait", "task.start", "module.instantiate", "module.start", "module.run",
-	"task.delete", "rootfs.unmount", "cgroup.destroy",
-}
-
 func main() {
 	log.SetFlags(0)
 	bin := flag.String("bin", "bin", "directory with the shim, containerd and ctr; PATH comes after it")
@@ -86,9 +77,9 @@ func run(ctx context.Context, bin, guest string) (err error) {
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w", cmd, err)
 		}
-		expected := want
+		expected := collector.Life
 		if i == 0 {
-			expected = append(slices.Clone(want), "module.compile")
+			expected = append(slices.Clone(collector.Life), "module.compile")
 		}
 		spans, err := life(ctx, c, id, expected)
 		fmt.Printf("\n%s\n", collector.Tree(spans))
