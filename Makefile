@@ -21,7 +21,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,10 @@ bin/guests/hello-static: test/guests/c/hello.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
 
+bin/guests/busybox: | busybox
+	@mkdir -p $(@D)
+	cp $$(command -v busybox) $@
+
 # A program that nobody here wrote, and what it does on Linux to compare with.
 bin/guests/esbuild.wasm: tools/esbuild/go.mod
 	cd tools/esbuild && GOOS=wasip1 GOARCH=wasm $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
@@ -90,12 +94,12 @@ bin/guests/esbuild.wasm: tools/esbuild/go.mod
 bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
-# Compilers from the distribution, installed where they are missing.
-wabt clang cc:
+# Programs from the distribution, installed where they are missing.
+wabt clang cc busybox:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc
+.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc busybox
 .DEFAULT_GOAL := help

@@ -29,6 +29,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
@@ -419,6 +420,10 @@ func names(events []any) (out []string) {
 			out = append(out, "exit")
 		case *eventstypes.TaskDelete:
 			out = append(out, "delete")
+		case *eventstypes.TaskExecAdded:
+			out = append(out, "exec-added")
+		case *eventstypes.TaskExecStarted:
+			out = append(out, "exec-started")
 		default:
 			out = append(out, fmt.Sprintf("%T", e))
 		}
@@ -442,6 +447,7 @@ func traces(t *testing.T, n *node.Node) []string {
 	}
 	for _, pattern := range []string{
 		"/sys/fs/cgroup/*/" + node.Namespace + "/*", "/sys/fs/cgroup/" + node.Namespace + "/*",
+		"/run/containerd/runc/" + node.Namespace + "/*",
 		n.Dir + "/s/*", n.Dir + "/fifo/*", n.Dir + "/state/io.containerd.runtime.v2.task/*/*", n.Dir + "/state/io.containerd.runtime.v2.task/*/.*",
 	} {
 		paths, err := filepath.Glob(pattern)
@@ -516,6 +522,53 @@ func alive(pid int) bool {
 	}
 	i := bytes.LastIndexByte(data, ')')
 	return i > 0 && len(data) > i+2 && data[i+2] != 'Z'
+}
+
+// procFile is what /proc says of a process.
+func procFile(t *testing.T, pid uint32, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// statusField is a line of a process's status.
+func statusField(t *testing.T, pid uint32, field string) string {
+	t.Helper()
+	for _, line := range strings.Split(procFile(t, pid, "status"), "\n") {
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	t.Fatalf("process %d: no %s", pid, field)
+	return ""
+}
+
+// mountsOf are the mount points of a process, with the kind of what is mounted.
+func mountsOf(t *testing.T, pid uint32) (mounts []string) {
+	t.Helper()
+	for _, line := range strings.Split(strings.TrimSpace(procFile(t, pid, "mountinfo")), "\n") {
+		f := strings.Fields(line)
+		mounts = append(mounts, f[2]+" "+f[4]+" "+f[5])
+	}
+	slices.Sort(mounts)
+	return mounts
+}
+
+func namespaceOf(t *testing.T, pid uint32, ns string) string {
+	t.Helper()
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// bind mounts a directory or file of the host.
+func bind(source, destination string, options ...string) oci.SpecOpts {
+	return oci.WithMounts([]specs.Mount{{Type: "bind", Source: source, Destination: destination, Options: append([]string{"rbind"}, options...)}})
 }
 
 func wantError(t *testing.T, err, class error, parts ...string) {
