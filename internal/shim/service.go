@@ -9,14 +9,11 @@ import (
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
-	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/protobuf"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -101,7 +98,7 @@ func (s *service) unsupported(id, call string) (*ptypes.Empty, error) {
 
 // Create makes the container and its parked process.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if err := checkOptions(r); err != nil {
+	if _, err := readOptions(r.Options); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -133,22 +130,6 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	})
 	go c.supervise() // ends with the process, which ends with the shim
 	return &taskapi.CreateTaskResponse{Pid: uint32(c.init.pid)}, nil
-}
-
-// checkOptions refuses options of a type that nobody here can read. What those
-// that can be read say is for runc: nothing in them is about a wasm container.
-func checkOptions(r *taskapi.CreateTaskRequest) error {
-	if r.Options == nil || len(r.Options.Value) == 0 && r.Options.TypeUrl == "" {
-		return nil
-	}
-	v, err := typeurl.UnmarshalAny(r.Options)
-	if err == nil {
-		switch v.(type) {
-		case *options.Options, *runtimeoptions.Options:
-			return nil
-		}
-	}
-	return fmt.Errorf("options of type %q: %w", r.Options.TypeUrl, errdefs.ErrInvalidArgument)
 }
 
 // Start lets the guest run.
