@@ -7,6 +7,7 @@ TEST_FLAGS  ?=
 BENCH_FLAGS ?=
 
 version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+revision := $(shell git rev-parse HEAD 2>/dev/null)
 module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
 sources := $(shell find cmd internal -name '*.go') go.mod go.sum
@@ -29,7 +30,7 @@ help: ## list the targets
 build: $(shim) ## build the shim: one static binary in bin/
 
 $(shim): $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X $(module)/internal/shim.version=$(version)' -o $@ ./cmd/containerd-shim-wazero-v1
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)' -o $@ ./cmd/containerd-shim-wazero-v1
 
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1

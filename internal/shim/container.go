@@ -12,6 +12,7 @@ import (
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/stdio"
@@ -67,7 +68,7 @@ var errLinuxContainer = errors.New("not a wasm container")
 //
 // The error unwraps to [errLinuxContainer] where the container is one, and nothing
 // has been touched then that its own service would want to find untouched.
-func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_ *container, err error) {
+func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, opts *options.Options) (_ *container, err error) {
 	c := &container{id: r.ID, host: h, execs: map[string]*process{}}
 	c.alive, c.end = context.WithCancelCause(context.WithoutCancel(ctx))
 	err = telemetry.Stage(ctx, telemetry.BundleLoad, func(context.Context) (err error) {

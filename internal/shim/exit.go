@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/containerd/containerd/v2/pkg/atomicfile"
 )
 
 // exitStatus is how a process ended. In a bundle it is exit.json, with the field
@@ -26,15 +24,7 @@ func (e exitStatus) write(bundle string) error {
 	if err != nil {
 		return err
 	}
-	f, err := atomicfile.New(filepath.Join(bundle, exitFile), 0o600)
-	if err != nil {
-		return fmt.Errorf("exit status: %w", err)
-	}
-	if _, err := f.Write(data); err != nil {
-		_ = f.Cancel() // the write error says more
-		return fmt.Errorf("exit status: %w", err)
-	}
-	if err := f.Close(); err != nil {
+	if err := writeFile(filepath.Join(bundle, exitFile), data, 0o600); err != nil {
 		return fmt.Errorf("exit status: %w", err)
 	}
 	return nil

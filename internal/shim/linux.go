@@ -6,10 +6,13 @@ import (
 	"sync"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	runctask "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/proto"
 )
 
 // linux is the back end for Linux containers: containerd's own task service for
@@ -46,10 +49,14 @@ func newLinux(ctx context.Context, o *outbox) *linux {
 	return l
 }
 
-// create makes a Linux container. r has a root file system that is not mounted.
-func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest) (backend, uint32, error) {
+// create makes a Linux container. The service reads options of one type only.
+func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *options.Options) (backend, uint32, error) {
 	s, err := l.start()
 	if err != nil {
+		return nil, 0, err
+	}
+	r = proto.CloneOf(r)
+	if r.Options, err = typeurl.MarshalAnyToProto(opts); err != nil {
 		return nil, 0, err
 	}
 	resp, err := s.Create(ctx, r)

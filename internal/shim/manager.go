@@ -5,9 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,19 +14,29 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/cgroups/v3"
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/cgroups/v3/cgroup2"
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types"
+	runcmanager "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
-var defaultSocketDir = filepath.Join(defaults.DefaultStateDir, "s")
+const (
+	// runcFile of the bundle is written for every Linux container.
+	runcFile = "runtime"
+	// runcTime is what a removal by runc may take of the 5 s that containerd gives.
+	runcTime = 2500 * time.Millisecond
+)
 
 // manager is what containerd runs this binary for, other than to be the shim.
 type manager struct{}
@@ -38,14 +46,15 @@ func (manager) Name() string { return RuntimeName }
 
 // Start implements [shim.Shim]: it opens the socket, re-executes this binary as
 // the shim that serves it, and answers with the address. A shim that serves the
-// socket already is the answer as it is.
+// socket already, be it for another container of the group, is the answer as it is.
 func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *bootapi.BootstrapResult, err error) {
 	began := time.Now()
 	dir := params.GetSocketDir()
 	if dir == "" {
 		dir = defaultSocketDir
 	}
-	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), params.GetInstanceID(), false)
+	group := groupOf(".", params.GetInstanceID())
+	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), group, false)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +73,7 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	}
 	defer func() {
 		if err != nil {
-			_ = shim.RemoveSocket(address) // the error at hand says more
+			_ = removeDeadSocket(address) // the error at hand says more
 		}
 	}()
 	defer listener.Close()
@@ -79,20 +88,27 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe", "-namespace", namespace, "-id", params.GetInstanceID(), "-address", params.GetContainerdGrpcAddress())
+	// Not -address: package shim would use it to remove the socket once more, at
+	// the very end, when it may be the next shim's. See [ownSocket.remove].
+	cmd := exec.Command("/proc/self/exe", "-namespace", namespace, "-id", params.GetInstanceID())
 	cmd.Args[0] = runtimeBinary
 	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
 		cmd.Args = append(cmd.Args, "-debug")
 	}
-	if cmd.Env = os.Environ(); telemetry.Enabled() {
+	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress())
+	if telemetry.Enabled() {
 		cmd.Env = append(cmd.Env, telemetry.Boot(began)...)
 	}
-	cmd.ExtraFiles = []*os.File{socket}
+	cmd.ExtraFiles = []*os.File{socket} // socketFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the shim: %w", err)
 	}
-	if err := shim.AdjustOOMScore(cmd.Process.Pid); err != nil {
+	err = shim.AdjustOOMScore(cmd.Process.Pid)
+	if cgroup := shimCgroup(params); err == nil && cgroup != "" {
+		err = joinCgroup(cgroup, cmd.Process.Pid)
+	}
+	if err != nil {
 		_ = cmd.Process.Kill() // the error at hand says more
 		_ = cmd.Wait()
 		return nil, err
@@ -100,20 +116,37 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	return result, nil
 }
 
-// listen opens the socket of a shim; it is nil when one serves there already.
-func listen(address string) (*net.UnixListener, error) {
-	l, err := shim.NewSocket(address)
-	if err == nil || !shim.SocketEaddrinuse(err) {
-		return l, err
+// shimCgroup is the cgroup that the shim is to be in. What is wrong with the
+// options is an error of Create, which has a better way to say it.
+func shimCgroup(params *bootapi.BootstrapParams) string {
+	o, _, err := hostOptions()
+	if err != nil {
+		return ""
 	}
-	if shim.CanConnect(address) {
-		return nil, nil
+	for _, e := range params.GetExtensions() {
+		_, _ = override(o, e.GetValue()) // there may be others than options
 	}
-	// Left by a shim that was killed.
-	if err := shim.RemoveSocket(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	return o.ShimCgroup
+}
+
+// joinCgroup moves the shim into a cgroup that is there already, as containerd's
+// own shim does.
+func joinCgroup(path string, pid int) (err error) {
+	if cgroups.Mode() == cgroups.Unified {
+		var c *cgroup2.Manager
+		if c, err = cgroup2.Load(path); err == nil {
+			err = c.AddProc(uint64(pid))
+		}
+	} else {
+		var c cgroup1.Cgroup
+		if c, err = cgroup1.Load(cgroup1.StaticPath(path)); err == nil {
+			err = c.AddProc(uint64(pid))
+		}
 	}
-	return shim.NewSocket(address)
+	if err != nil {
+		return fmt.Errorf("cgroup %s of the shim: %w", path, err)
+	}
+	return nil
 }
 
 // Stop implements [shim.Shim], the delete of a container whose shim is gone: it
@@ -125,11 +158,18 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		return shim.StopStatus{}, err
 	}
 	path := filepath.Join(filepath.Dir(cwd), id)
-	if serving(ctx, id) {
-		// containerd also runs this after every regular end of a shim. By now
-		// there may be a new container of the same id, in a bundle of the same
-		// path: it is not to be touched.
+	socket, err := socketAddress(ctx, path, id)
+	if err != nil {
+		return shim.StopStatus{}, err
+	}
+	if inCharge(ctx, socket, path, id) {
+		// containerd also runs this after every regular end of a container. By now
+		// there may be a new one of the same id, in a bundle of the same path: it
+		// is not to be touched.
 		return stopStatus(ctx, path), nil
+	}
+	if _, err := os.Lstat(filepath.Join(path, runcFile)); err == nil {
+		stopLinux(ctx, id)
 	}
 	if err := removeCgroup(path, id); err != nil {
 		log.G(ctx).WithError(err).Warn("remove cgroup")
@@ -137,28 +177,19 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err := mount.UnmountRecursive(filepath.Join(path, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.G(ctx).WithError(err).Warn("unmount root file system")
 	}
-	if !serving(ctx, id) {
-		if socket, err := socketAddress(ctx, id); err == nil {
-			_ = shim.RemoveSocket(socket) // there is none, mostly
-		}
-	}
+	_ = removeDeadSocket(socket) // there is none, mostly
 	return stopStatus(ctx, path), nil
 }
 
-// serving tells whether there is a shim for the container id.
-func serving(ctx context.Context, id string) bool {
-	socket, err := socketAddress(ctx, id)
-	return err == nil && shim.CanConnect(socket)
-}
-
-// socketAddress is the address that Start chose for the shim of container id, for
-// a process in the same bundle.
-func socketAddress(ctx context.Context, id string) (string, error) {
-	dir, err := os.Readlink("s") // left by package shim where it is not the default
-	if err != nil {
-		dir = defaultSocketDir
+// stopLinux has runc remove what it knows of a Linux container. Where that fails,
+// as when runc itself is gone, the cgroup still has all its processes.
+func stopLinux(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, runcTime)
+	defer cancel()
+	runc.Monitor = reaper.Default // package shim reaps all children
+	if _, err := runcmanager.NewShimManager(RuntimeName).Stop(ctx, id); err != nil {
+		log.G(ctx).WithError(err).Warn("remove runc's container")
 	}
-	return shim.CreateSocketAddress(ctx, dir, commandLine("address"), id, false)
 }
 
 // commandLine is the value of a flag. They belong to package shim, which hands
@@ -205,9 +236,4 @@ func readPid(bundle string) int {
 		return 0
 	}
 	return pid
-}
-
-// Info implements [shim.Shim].
-func (manager) Info(context.Context, io.Reader) (*types.RuntimeInfo, error) {
-	return &types.RuntimeInfo{Name: RuntimeName, Version: &types.RuntimeVersion{Version: Version()}}, nil
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -47,6 +46,13 @@ const (
 // Run is the part of the program that containerd starts: start, delete, -info
 // and the shim itself. It exits the process when it fails.
 func Run(ctx context.Context) {
+	if s, ok := parseStart(os.Args[1:]); ok {
+		if err := s.run(ctx, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %s", RuntimeName, err)
+			os.Exit(1)
+		}
+		return
+	}
 	registry.Register(&cplugin.Registration{
 		Type:     plugins.TTRPCPlugin,
 		ID:       "task",
@@ -93,18 +99,11 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket, err := socketAddress(ctx, commandLine("id"))
+	socket, err := inheritedSocket()
 	if err != nil {
 		return nil, err
 	}
-	stop.RegisterCallback(func(context.Context) error {
-		// Package shim does it too, but last; the bundle, where it would find the
-		// address, may be gone by then.
-		if err := shim.RemoveSocket(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
+	stop.RegisterCallback(func(context.Context) error { return socket.remove() })
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
@@ -171,6 +170,7 @@ func telemetryFailed() func(error) {
 // RegisterTTRPC implements [shim.TTRPCService].
 func (p *plugin) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, p.service)
+	registerTaskV2(server, p.service)
 	return nil
 }
 

@@ -11,12 +11,10 @@ import (
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
-	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
-	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -117,7 +115,8 @@ func (s *service) get(id string) (*task, error) {
 
 // Create makes the container and its parked process.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if err := checkOptions(r); err != nil {
+	opts, err := readOptions(r.Options)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -129,7 +128,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if taken {
 		return nil, fmt.Errorf("container %q: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	t, pid, err := s.create(ctx, r)
+	t, pid, err := s.create(ctx, r, opts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -143,10 +142,10 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
-func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*task, uint32, error) {
-	c, err := newContainer(ctx, s.host, r)
+func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *options.Options) (*task, uint32, error) {
+	c, err := newContainer(ctx, s.host, r, opts)
 	if errors.Is(err, errLinuxContainer) {
-		b, pid, err := s.linux.create(ctx, r)
+		b, pid, err := s.linux.create(ctx, r, opts)
 		return &task{r.Bundle, b}, pid, err
 	}
 	if err != nil {
@@ -161,22 +160,6 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	})
 	go c.init.supervise() // ends with the process, which ends with the shim
 	return &task{r.Bundle, c}, uint32(c.init.child.pid), nil
-}
-
-// checkOptions refuses options of a type that nobody here can read. What those
-// that can be read say is for runc: nothing in them is about a wasm container.
-func checkOptions(r *taskapi.CreateTaskRequest) error {
-	if r.Options == nil || len(r.Options.Value) == 0 && r.Options.TypeUrl == "" {
-		return nil
-	}
-	v, err := typeurl.UnmarshalAny(r.Options)
-	if err == nil {
-		switch v.(type) {
-		case *options.Options, *runtimeoptions.Options:
-			return nil
-		}
-	}
-	return fmt.Errorf("options of type %q: %w", r.Options.TypeUrl, errdefs.ErrInvalidArgument)
 }
 
 // Delete removes a process that has exited or never ran; the first one with its

@@ -9,10 +9,7 @@ import (
 	"testing/synctest"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 func newTestService() (s *service, shutdowns *int) {
@@ -73,32 +70,6 @@ func TestAShimIsShutDownWithItsLastContainer(t *testing.T) {
 		if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != want {
 			t.Errorf("without one: got %v, %d shutdowns, want %d", err, *shutdowns, want)
 		}
-	}
-}
-
-func TestOptionsThatNobodyCanReadAreRefused(t *testing.T) {
-	runc, err := typeurl.MarshalAnyToProto(&options.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct {
-		name    string
-		options *anypb.Any
-		good    bool
-	}{
-		{"none", nil, true},
-		{"empty", &anypb.Any{}, true},
-		{"runc's", runc, true},
-		{"of an unknown type", &anypb.Any{TypeUrl: "example.com/Options", Value: []byte{1}}, false},
-		{"of no type", &anypb.Any{Value: []byte{1}}, false},
-		{"broken", &anypb.Any{TypeUrl: runc.TypeUrl, Value: []byte{0xff}}, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			err := checkOptions(&taskapi.CreateTaskRequest{Options: tt.options})
-			if tt.good && err != nil || !tt.good && !errors.Is(err, errdefs.ErrInvalidArgument) {
-				t.Errorf("got %v, want good: %v", err, tt.good)
-			}
-		})
 	}
 }
 

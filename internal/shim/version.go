@@ -2,13 +2,24 @@ package shim
 
 import "runtime/debug"
 
-// version is set by the linker in a release.
-var version string
+// Set by the linker in a release.
+var version, revision string
 
 // Version is the release this binary is, or the revision it was built from.
 func Version() string {
 	if version != "" {
 		return version
+	}
+	if r := Revision(); r != "" {
+		return r
+	}
+	return "unknown"
+}
+
+// Revision is the one this binary was built from, or empty.
+func Revision() string {
+	if revision != "" {
+		return revision
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
@@ -17,5 +28,5 @@ func Version() string {
 			}
 		}
 	}
-	return "unknown"
+	return ""
 }

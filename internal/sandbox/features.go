@@ -1,0 +1,29 @@
+package sandbox
+
+import (
+	"maps"
+	"slices"
+)
+
+// MountOptions are the options that [specs.Mount] may have for any file system.
+//
+// [specs.Mount]: https://github.com/opencontainers/runtime-spec/blob/main/config.md#mounts
+func MountOptions() []string {
+	all := []string{"bind", "rbind", "defaults"}
+	for option := range attributes {
+		all = append(all, option, "r"+option)
+	}
+	all = slices.AppendSeq(all, maps.Keys(propagations))
+	slices.Sort(all)
+	return all
+}
+
+// NamespaceTypes are the types of namespaces that [NewNamespaces] takes.
+func NamespaceTypes() []string {
+	var all []string
+	for t := range namespaceFlags {
+		all = append(all, string(t))
+	}
+	slices.Sort(all)
+	return all
+}

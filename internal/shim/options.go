@@ -1,0 +1,130 @@
+package shim
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/typeurl/v2"
+	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+const (
+	// hostConfig is the configuration of the shims of a host, see
+	// docs/configuration.md; hostConfigEnv names another file.
+	hostConfig    = "/etc/containerd-shim-wazero/config.toml"
+	hostConfigEnv = "CONTAINERD_SHIM_WAZERO_CONFIG"
+)
+
+// readOptions are the options of a container: those of the host, overridden by
+// what its Create request carries, which may be nothing, runc's options, or the
+// same in TOML.
+//
+// What is wrong with the request is [errdefs.ErrInvalidArgument], with the host's
+// file [errdefs.ErrFailedPrecondition].
+func readOptions(request *anypb.Any) (*options.Options, error) {
+	o, unknown, err := hostOptions()
+	if err != nil {
+		return nil, err
+	}
+	more, err := override(o, request)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range append(unknown, more...) {
+		log.L.Warnf("options: %s: unknown key, ignored", key)
+	}
+	return o, nil
+}
+
+// hostOptions reads the configuration of the host; there need not be any.
+func hostOptions() (o *options.Options, unknown []string, err error) {
+	o = &options.Options{}
+	path := os.Getenv(hostConfigEnv)
+	named := path != ""
+	if !named {
+		path = hostConfig
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !named {
+		return o, nil, nil
+	}
+	if err == nil {
+		unknown, err = decodeOptions(o, path, data)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("configuration of the host: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return o, unknown, nil
+}
+
+// override sets what a request says. runc's options cannot say that something is
+// off, TOML can.
+func override(o *options.Options, request *anypb.Any) (unknown []string, err error) {
+	if request.GetTypeUrl() == "" && len(request.GetValue()) == 0 {
+		return nil, nil
+	}
+	v, err := typeurl.UnmarshalAny(request)
+	if err == nil {
+		switch v := v.(type) {
+		case *options.Options:
+			proto.Merge(o, v)
+			return nil, nil
+		case *runtimeoptions.Options:
+			if unknown, err = overrideTOML(o, v); err == nil {
+				return unknown, nil
+			}
+		default:
+			err = errors.New("not one that this runtime knows")
+		}
+	}
+	return nil, fmt.Errorf("options of type %q: %w: %w", request.TypeUrl, err, errdefs.ErrInvalidArgument)
+}
+
+func overrideTOML(o *options.Options, r *runtimeoptions.Options) (unknown []string, err error) {
+	if r.ConfigPath == "" {
+		return decodeOptions(o, "TOML", r.ConfigBody)
+	}
+	if !filepath.IsAbs(r.ConfigPath) {
+		return nil, fmt.Errorf("%s: not an absolute path", r.ConfigPath)
+	}
+	data, err := os.ReadFile(r.ConfigPath)
+	if err != nil {
+		return nil, err
+	}
+	return decodeOptions(o, r.ConfigPath, data)
+}
+
+// decodeOptions sets the options that a TOML text has, and names the keys that are
+// none. Its name and line are in every error.
+func decodeOptions(o *options.Options, name string, data []byte) (unknown []string, err error) {
+	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(o)
+	var strict *toml.StrictMissingError
+	var bad *toml.DecodeError
+	switch {
+	case errors.As(err, &strict): // after everything else was decoded
+		for _, e := range strict.Errors {
+			// The name containerd itself has for the type of what it hands on.
+			if key := strings.Join(e.Key(), "."); key != "TypeUrl" {
+				line, _ := e.Position()
+				unknown = append(unknown, fmt.Sprintf("%s, line %d: %s", name, line, key))
+			}
+		}
+	case errors.As(err, &bad):
+		line, _ := bad.Position()
+		return nil, fmt.Errorf("%s, line %d: %w", name, line, err)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return unknown, nil
+}
