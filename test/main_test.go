@@ -477,10 +477,31 @@ func traces(t *testing.T, n *node.Node) []string {
 		if data, err := os.ReadFile(filepath.Join(filepath.Dir(p), "status")); err == nil && bytes.Contains(data, []byte("\nState:\tZ")) {
 			continue
 		}
+		if elsewhere(n, filepath.Dir(p)) {
+			continue
+		}
 		found = append(found, "process "+filepath.Base(filepath.Dir(p))+" "+strings.ReplaceAll(string(cmdline), "\x00", " "))
 	}
 	slices.Sort(found)
 	return found
+}
+
+// elsewhere tells whether a process is that of another node on this machine: a
+// shim works in its bundle, an instance process is the child of one.
+func elsewhere(n *node.Node, proc string) bool {
+	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	f := strings.Fields(rest)
+	for _, dir := range []string{proc, "/proc/" + f[1]} {
+		cwd, _ := os.Readlink(filepath.Join(dir, "cwd"))
+		if strings.HasPrefix(cwd, filepath.Join(os.TempDir(), "wz")) {
+			return !strings.HasPrefix(cwd, n.Dir+"/")
+		}
+	}
+	return false
 }
 
 // leaves fails a test that leaves more than there was. The shim may take a moment
