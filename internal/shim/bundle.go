@@ -67,9 +67,9 @@ func readBundle(path string) (*bundle, error) {
 // cgroup is the cgroup that the bundle names for the container id.
 func (b *bundle) cgroup(id string) (*cgroup.Cgroup, error) {
 	if b.spec.Linux == nil {
-		return cgroup.New("", id, nil)
+		return cgroup.New("", id, nil, false)
 	}
-	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources)
+	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, false)
 }
 
 func (b *bundle) check() error {
