@@ -65,11 +65,11 @@ func readBundle(path string) (*bundle, error) {
 }
 
 // cgroup is the cgroup that the bundle names for the container id.
-func (b *bundle) cgroup(id string) (*cgroup.Cgroup, error) {
+func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
 	if b.spec.Linux == nil {
-		return cgroup.New("", id, nil, false)
+		return cgroup.New("", id, nil, systemd)
 	}
-	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, false)
+	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, systemd)
 }
 
 func (b *bundle) check() error {

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/stdio"
@@ -59,7 +62,7 @@ type container struct {
 
 // newContainer does all that can be done before the guest may run, and all that
 // can fail. When it fails it leaves nothing behind.
-func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_ *container, err error) {
+func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, opts *options.Options) (_ *container, err error) {
 	c := &container{id: r.ID, host: h, phase: created, settled: make(chan struct{}), done: make(chan struct{})}
 	close(c.settled)
 	if r.Checkpoint != "" {
@@ -69,7 +72,11 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 		if c.bundle, err = loadBundle(r.Bundle); err != nil {
 			return err
 		}
-		c.cgroup, err = c.bundle.cgroup(r.ID)
+		// For `delete`, which is told no options.
+		if err = runc.WriteOptions(r.Bundle, opts); err != nil {
+			return err
+		}
+		c.cgroup, err = c.bundle.cgroup(r.ID, opts.GetSystemdCgroup())
 		return err
 	})
 	if err != nil {
@@ -290,6 +297,7 @@ func (c *container) supervise() {
 	if err != nil {
 		log.L.WithError(err).WithField("id", c.id).Error("record exit")
 	}
+	c.host.tellOOM(c.id, c.cgroup)
 	c.host.outbox.send(taskExit(c.id, c.id, c.exit))
 	close(c.done)
 }
@@ -331,7 +339,50 @@ func (c *container) kill(sig unix.Signal) error {
 		return fmt.Errorf("container %s: its process has exited: %w", c.id, errdefs.ErrNotFound)
 	default:
 	}
-	return c.init.kill(sig)
+	if err := c.init.kill(sig); err != nil {
+		return err
+	}
+	if p, _ := c.state(); terminates(sig) && (p == pausing || p == paused) {
+		return c.cgroup.Thaw() // on version 1 a process that is frozen does not die
+	}
+	return nil
+}
+
+// pause stops the guest where it is.
+func (c *container) pause() error {
+	if err := c.become(pausing); err != nil {
+		return fmt.Errorf("pause %s: %w", c.id, err)
+	}
+	if err := c.cgroup.Freeze(); err != nil {
+		return errors.Join(err, c.become(running))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.phase.to(paused); err != nil { // it has ended meanwhile
+		return errors.Join(fmt.Errorf("pause %s: %w", c.id, err), c.cgroup.Thaw())
+	}
+	c.host.outbox.send(&eventstypes.TaskPaused{ContainerID: c.id})
+	return nil
+}
+
+// resume lets the guest go on.
+func (c *container) resume() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase != paused {
+		return fmt.Errorf("resume %s: it is not paused: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.cgroup.Thaw(); err != nil {
+		return err
+	}
+	c.host.outbox.send(&eventstypes.TaskResumed{ContainerID: c.id})
+	return c.phase.to(running)
+}
+
+func (c *container) become(next phase) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.phase.to(next)
 }
 
 // wait waits for the exit, or for ctx.

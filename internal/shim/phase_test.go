@@ -9,13 +9,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-var phases = []phase{created, starting, running, stopped, deleting, deleted}
+var phases = []phase{created, starting, running, pausing, paused, stopped, deleting, deleted}
 
 func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 	legal := map[phase][]phase{
 		created:  {starting, stopped},
 		starting: {running, stopped},
-		running:  {stopped},
+		running:  {pausing, stopped},
+		pausing:  {paused, running, stopped},
+		paused:   {running, stopped},
 		stopped:  {deleting},
 		deleting: {stopped, deleted},
 	}
@@ -48,6 +50,7 @@ func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 func TestAClientSeesAPhaseOnceItIsReached(t *testing.T) {
 	want := map[phase]task.Status{
 		created: task.Status_CREATED, starting: task.Status_CREATED, running: task.Status_RUNNING,
+		pausing: task.Status_PAUSING, paused: task.Status_PAUSED,
 		stopped: task.Status_STOPPED, deleting: task.Status_STOPPED, deleted: task.Status_UNKNOWN,
 	}
 	for _, p := range phases {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,7 +102,8 @@ func (s *service) unsupported(id, call string) (*ptypes.Empty, error) {
 
 // Create makes the container and its parked process.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if err := checkOptions(r); err != nil {
+	opts, err := checkOptions(r)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -113,7 +115,7 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if taken {
 		return nil, fmt.Errorf("container %q: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	c, err := newContainer(ctx, s.host, r)
+	c, err := newContainer(ctx, s.host, r, opts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -135,20 +137,21 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	return &taskapi.CreateTaskResponse{Pid: uint32(c.init.pid)}, nil
 }
 
-// checkOptions refuses options of a type that nobody here can read. What those
-// that can be read say is for runc: nothing in them is about a wasm container.
-func checkOptions(r *taskapi.CreateTaskRequest) error {
+// checkOptions refuses options of a type that nobody here can read.
+func checkOptions(r *taskapi.CreateTaskRequest) (*options.Options, error) {
 	if r.Options == nil || len(r.Options.Value) == 0 && r.Options.TypeUrl == "" {
-		return nil
+		return &options.Options{}, nil
 	}
 	v, err := typeurl.UnmarshalAny(r.Options)
 	if err == nil {
-		switch v.(type) {
-		case *options.Options, *runtimeoptions.Options:
-			return nil
+		switch v := v.(type) {
+		case *options.Options:
+			return v, nil
+		case *runtimeoptions.Options:
+			return &options.Options{}, nil
 		}
 	}
-	return fmt.Errorf("options of type %q: %w", r.Options.TypeUrl, errdefs.ErrInvalidArgument)
+	return nil, fmt.Errorf("options of type %q: %w", r.Options.TypeUrl, errdefs.ErrInvalidArgument)
 }
 
 // Start lets the guest run.
@@ -238,8 +241,15 @@ func (s *service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 		return nil, err
 	}
 	resp := &taskapi.PidsResponse{}
-	if _, e := c.state(); e.At.IsZero() {
-		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: uint32(c.init.pid)})
+	pids, err := c.cgroup.Pids()
+	if err != nil {
+		return nil, err
+	}
+	if _, e := c.state(); e.At.IsZero() && !slices.Contains(pids, c.init.pid) {
+		pids = append(pids, c.init.pid) // it has exited, but the task lives until that is told
+	}
+	for _, pid := range pids {
+		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: uint32(pid)})
 	}
 	return resp, nil
 }
@@ -287,25 +297,51 @@ func (s *service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*pt
 	return s.unsupported(r.ID, "ResizePty")
 }
 
+// Pause stops the guest where it is.
 func (s *service) Pause(_ context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Pause")
+	c, err := s.get(r.ID, "")
+	if err != nil {
+		return nil, err
+	}
+	return empty, c.pause()
 }
 
+// Resume lets the guest go on.
 func (s *service) Resume(_ context.Context, r *taskapi.ResumeRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Resume")
+	c, err := s.get(r.ID, "")
+	if err != nil {
+		return nil, err
+	}
+	return empty, c.resume()
 }
 
 func (s *service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
 	return s.unsupported(r.ID, "Checkpoint")
 }
 
+// Update changes the limits of a container.
 func (s *service) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Update")
+	c, err := s.get(r.ID, "")
+	if err != nil {
+		return nil, err
+	}
+	if _, e := c.state(); !e.At.IsZero() {
+		return nil, fmt.Errorf("update %s: its process has exited: %w", r.ID, errdefs.ErrFailedPrecondition)
+	}
+	return empty, update(c.cgroup, r.Resources)
 }
 
+// Stats are the figures of the container's cgroup.
 func (s *service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	_, err := s.unsupported(r.ID, "Stats")
-	return nil, err
+	c, err := s.get(r.ID, "")
+	if err != nil {
+		return nil, err
+	}
+	stats, err := metrics(c.cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StatsResponse{Stats: stats}, nil
 }
 
 func taskStart(id string, pid int) *eventstypes.TaskStart {

@@ -94,7 +94,7 @@ func TestOptionsThatNobodyCanReadAreRefused(t *testing.T) {
 		{"broken", &anypb.Any{TypeUrl: runc.TypeUrl, Value: []byte{0xff}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := checkOptions(&taskapi.CreateTaskRequest{Options: tt.options})
+			_, err := checkOptions(&taskapi.CreateTaskRequest{Options: tt.options})
 			if tt.good && err != nil || !tt.good && !errors.Is(err, errdefs.ErrInvalidArgument) {
 				t.Errorf("got %v, want good: %v", err, tt.good)
 			}
