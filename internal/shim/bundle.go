@@ -72,11 +72,11 @@ func readBundle(path string) (*bundle, error) {
 }
 
 // cgroup is the cgroup that the bundle names for the container id.
-func (b *bundle) cgroup(id string) (*cgroup.Cgroup, error) {
+func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
 	if b.spec.Linux == nil {
-		return cgroup.New("", id, nil)
+		return cgroup.New("", id, nil, systemd)
 	}
-	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources)
+	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, systemd)
 }
 
 // walls are those of the container. What a wasm container cannot be made of is an

@@ -13,6 +13,7 @@ import (
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/stdio"
@@ -103,7 +104,11 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("checkpoint: not supported for wasm containers: %w", errdefs.ErrInvalidArgument)
 	}
-	if c.cgroup, err = c.bundle.cgroup(r.ID); err != nil {
+	// For `delete`, which is told no options.
+	if err := runc.WriteOptions(r.Bundle, opts); err != nil {
+		return nil, err
+	}
+	if c.cgroup, err = c.bundle.cgroup(r.ID, opts.SystemdCgroup); err != nil {
 		return nil, err
 	}
 	// The cgroup is made while the rest is: on version 1 that is dozens of writes.
@@ -209,6 +214,9 @@ func (c *container) acceptsExecLocked() error {
 	if c.ended {
 		return errEnded
 	}
+	if phase, _ := c.init.state(); phase == pausing || phase == paused {
+		return fmt.Errorf("the container is %s: %w", phase, errdefs.ErrFailedPrecondition)
+	}
 	return nil
 }
 
@@ -265,6 +273,39 @@ func (c *container) process(execID string) (*process, error) {
 		return p, nil
 	}
 	return nil, fmt.Errorf("container %q: exec %q: %w", c.id, execID, errdefs.ErrNotFound)
+}
+
+// pause stops the guests where they are.
+func (c *container) pause() error {
+	p := c.init
+	if err := p.become(pausing); err != nil {
+		return fmt.Errorf("pause %s: %w", c.id, err)
+	}
+	if err := c.cgroup.Freeze(); err != nil {
+		return errors.Join(err, p.become(running))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.phase.to(paused); err != nil { // it has ended meanwhile
+		return errors.Join(fmt.Errorf("pause %s: %w", c.id, err), c.cgroup.Thaw())
+	}
+	c.host.outbox.send(&eventstypes.TaskPaused{ContainerID: c.id})
+	return nil
+}
+
+// resume lets the guests go on.
+func (c *container) resume() error {
+	p := c.init
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase != paused {
+		return fmt.Errorf("resume %s: it is not paused: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.cgroup.Thaw(); err != nil {
+		return err
+	}
+	c.host.outbox.send(&eventstypes.TaskResumed{ContainerID: c.id})
+	return p.phase.to(running)
 }
 
 // killAll ends every process of the container for the given signal.

@@ -16,6 +16,8 @@ const (
 	created  phase = "created"
 	starting phase = "starting" // a Start is in flight; a client sees "created"
 	running  phase = "running"
+	pausing  phase = "pausing"
+	paused   phase = "paused"
 	stopped  phase = "stopped"
 	deleting phase = "deleting" // a Delete is in flight; a client sees "stopped"
 	deleted  phase = "deleted"
@@ -25,7 +27,9 @@ const (
 var transitions = map[phase][]phase{
 	created:  {starting, stopped, deleting}, // deleting: only an exec
 	starting: {created, running, stopped},   // created: the attempt failed; only an exec's can
-	running:  {stopped},
+	running:  {pausing, stopped},
+	pausing:  {paused, running, stopped}, // running: it could not be frozen
+	paused:   {running, stopped},
 	stopped:  {deleting},
 	deleting: {stopped, deleted}, // stopped: something could not be removed; try again
 }
@@ -60,6 +64,10 @@ func (p phase) status() tasktypes.Status {
 		return tasktypes.Status_CREATED
 	case running:
 		return tasktypes.Status_RUNNING
+	case pausing:
+		return tasktypes.Status_PAUSING
+	case paused:
+		return tasktypes.Status_PAUSED
 	case stopped, deleting:
 		return tasktypes.Status_STOPPED
 	}

@@ -9,13 +9,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-var phases = []phase{created, starting, running, stopped, deleting, deleted}
+var phases = []phase{created, starting, running, pausing, paused, stopped, deleting, deleted}
 
 func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 	legal := map[phase][]phase{
 		created:  {starting, stopped, deleting},
 		starting: {created, running, stopped},
-		running:  {stopped},
+		running:  {pausing, stopped},
+		pausing:  {paused, running, stopped},
+		paused:   {running, stopped},
 		stopped:  {deleting},
 		deleting: {stopped, deleted},
 	}
@@ -48,6 +50,7 @@ func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 func TestAClientSeesAPhaseOnceItIsReached(t *testing.T) {
 	want := map[phase]tasktypes.Status{
 		created: tasktypes.Status_CREATED, starting: tasktypes.Status_CREATED, running: tasktypes.Status_RUNNING,
+		pausing: tasktypes.Status_PAUSING, paused: tasktypes.Status_PAUSED,
 		stopped: tasktypes.Status_STOPPED, deleting: tasktypes.Status_STOPPED, deleted: tasktypes.Status_UNKNOWN,
 	}
 	for _, p := range phases {

@@ -239,6 +239,7 @@ func (p *process) supervise() {
 	if err != nil {
 		log.L.WithError(err).WithField("id", p.id()).Error("record exit")
 	}
+	c.host.tellOOM(c.id, c.cgroup)
 	c.host.outbox.send(taskExit(c.id, p.id(), p.exit))
 	close(p.done)
 }
@@ -269,7 +270,20 @@ func (p *process) kill(sig unix.Signal) error {
 	if p.execID != "" && (p.phase == created || p.phase == starting) {
 		return fmt.Errorf("exec %s: has not been started: %w", p.execID, errdefs.ErrFailedPrecondition)
 	}
-	return p.child.kill(sig)
+	if err := p.child.kill(sig); err != nil {
+		return err
+	}
+	if terminates(sig) && (p.phase == pausing || p.phase == paused) {
+		return p.container.cgroup.Thaw() // on version 1 a process that is frozen does not die
+	}
+	return nil
+}
+
+// become moves the process to the next phase.
+func (p *process) become(next phase) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.phase.to(next)
 }
 
 // wait waits for the exit, or for ctx.

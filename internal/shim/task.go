@@ -161,14 +161,14 @@ func (c *container) ResizePty(context.Context, *taskapi.ResizePtyRequest) (*ptyp
 	return nil, unsupported("ResizePty")
 }
 
-// Pause freezes the processes of the container.
+// Pause stops the guests where they are.
 func (c *container) Pause(context.Context, *taskapi.PauseRequest) (*ptypes.Empty, error) {
-	return nil, unsupported("Pause")
+	return empty, c.pause()
 }
 
 // Resume lets them go on.
 func (c *container) Resume(context.Context, *taskapi.ResumeRequest) (*ptypes.Empty, error) {
-	return nil, unsupported("Resume")
+	return empty, c.resume()
 }
 
 // Checkpoint is not there: the state of a guest is the engine's.
@@ -177,13 +177,20 @@ func (c *container) Checkpoint(context.Context, *taskapi.CheckpointTaskRequest) 
 }
 
 // Update changes the limits of the container.
-func (c *container) Update(context.Context, *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
-	return nil, unsupported("Update")
+func (c *container) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
+	if _, e := c.init.state(); !e.At.IsZero() {
+		return nil, fmt.Errorf("update %s: its process has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return empty, update(c.cgroup, r.Resources)
 }
 
 // Stats are the figures of the container's cgroup.
 func (c *container) Stats(context.Context, *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	return nil, unsupported("Stats")
+	stats, err := metrics(c.cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StatsResponse{Stats: stats}, nil
 }
 
 func unsupported(call string) error {
