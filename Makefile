@@ -17,6 +17,9 @@ sources := $(shell find cmd internal -name '*.go') go.mod go.sum
 containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
 lint       := bin/golangci-lint
 
+# The other versions of containerd in use, for a test that runs on each.
+others := $(addprefix bin/containerd-,1.7 2.0 2.1 2.2 2.3)
+
 # The demo takes an installed containerd, if that is of a version the shim knows.
 installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.')
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
@@ -38,12 +41,12 @@ install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heed
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
 
-test: build $(containerd) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
+test: build $(containerd) $(others) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
 	TEST_ROOT=1 $(GO) test -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
 
-test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
@@ -60,6 +63,11 @@ clean: ## remove what was built
 
 bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && $(GO) build -trimpath -ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs -o ../../bin/ github.com/containerd/containerd/v2/cmd/$(@F)
+
+# Without what the test does not use: the CRI plugin is half of it.
+$(others): bin/containerd-%: tools/containerd-%/go.mod tools/containerd-%/go.sum
+	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
+		-o ../../$@ github.com/containerd/containerd$(if $(filter 1.7,$*),,/v2)/cmd/containerd
 
 bin/runc: tools/runc/go.mod tools/runc/go.sum | cc
 	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ github.com/opencontainers/runc

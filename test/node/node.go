@@ -18,6 +18,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 )
 
@@ -33,9 +34,12 @@ type Options struct {
 	// Bin is a directory with containerd, ctr, the shims and runc; it comes before
 	// PATH. Shim is one with the shim under test, which comes before that.
 	Bin, Shim string
+	// Version is that of another containerd than the pinned one: containerd-VERSION
+	// in Bin.
+	Version string
 	// Env is added to containerd's environment, and so to the shims'.
 	Env []string
-	// ShimEnv is added by containerd to that of its shims only.
+	// ShimEnv is added by containerd to that of its shims only; 1.7 cannot.
 	ShimEnv []string
 	// Debug has containerd and its shims log everything.
 	Debug bool
@@ -49,7 +53,7 @@ type Node struct {
 	cmd    *exec.Cmd
 }
 
-var config = template.Must(template.New("").Parse(`version = 3
+var config = template.Must(template.New("").Parse(`version = {{if .Old}}2{{else}}3{{end}}
 root = "{{.Dir}}/root"
 state = "{{.Dir}}/state"
 disabled_plugins = [
@@ -60,10 +64,10 @@ disabled_plugins = [
   address = "{{.Dir}}/c.sock"
 [ttrpc]
   address = "{{.Dir}}/c.sock.ttrpc"
-[plugins."io.containerd.shim.v1.manager"]
-  socket_dir = "{{.Dir}}/s"
+{{if not .Old}}[plugins."io.containerd.shim.v1.manager"]
+  {{if .SocketDir}}socket_dir = "{{.SocketDir}}"{{end}}
   env = [{{range .ShimEnv}}{{printf "%q" .}},{{end}}]
-`))
+{{end}}`))
 
 // Start starts a node. It needs root.
 func Start(ctx context.Context, opts Options) (_ *Node, err error) {
@@ -82,7 +86,11 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 		}
 	}()
 	var buf bytes.Buffer
-	if err := config.Execute(&buf, map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv}); err != nil {
+	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7"}
+	if n.ownSockets() {
+		values["SocketDir"] = n.SocketDir()
+	}
+	if err := config.Execute(&buf, values); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(n.path("config.toml"), buf.Bytes(), 0o600); err != nil {
@@ -117,7 +125,11 @@ func (n *Node) Boot(ctx context.Context) error {
 	if n.opts.Debug {
 		args = append(args, "-l", "debug")
 	}
-	n.cmd = exec.Command(n.Tool("containerd"), args...)
+	name := "containerd"
+	if n.opts.Version != "" {
+		name += "-" + n.opts.Version
+	}
+	n.cmd = exec.Command(n.Tool(name), args...)
 	n.cmd.Env = append(append(os.Environ(), "PATH="+n.searchPath()), n.opts.Env...)
 	n.cmd.Stdout, n.cmd.Stderr = logfile, logfile
 	if err := n.cmd.Start(); err != nil {
@@ -168,6 +180,17 @@ func (n *Node) Close() error {
 
 // Address is containerd's socket.
 func (n *Node) Address() string { return n.path("c.sock") }
+
+// SocketDir is where the sockets of the shims are. Before containerd 2.3 it is
+// the same for all containerds of a machine.
+func (n *Node) SocketDir() string {
+	if n.ownSockets() {
+		return n.path("s")
+	}
+	return filepath.Join(defaults.DefaultStateDir, "s")
+}
+
+func (n *Node) ownSockets() bool { return n.opts.Version == "" || n.opts.Version >= "2.3" }
 
 // Bundle is the directory containerd gives the shim of a container.
 func (n *Node) Bundle(id string) string {

@@ -1,0 +1,225 @@
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
+)
+
+// versions are those of containerd that the shim is for; the empty one is the
+// pinned one, which everything else is tested under.
+var versions = []string{"1.7", "2.0", "2.1", "2.2", "2.3", ""}
+
+func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
+	for _, version := range versions {
+		name := version
+		if name == "" {
+			name = "2.4"
+		}
+		t.Run(name, func(t *testing.T) {
+			opts := options()
+			opts.Version = version
+			n := newNode(t, opts)
+			v, err := n.Client.Version(t.Context())
+			if err != nil || !strings.HasPrefix(strings.TrimPrefix(v.Version, "v"), name+".") {
+				t.Fatalf("containerd %s, %v, want %s", v.Version, err, name)
+			}
+			img := app(t, n, "probe.wasm")
+			spin := app(t, n, "spin.wasm")
+			before := traces(t, n)
+			var groups []string // that had a shim
+			group := func(annotation string) oci.SpecOpts {
+				groups = append(groups, newID(t))
+				return oci.WithAnnotations(map[string]string{annotation: groups[len(groups)-1]})
+			}
+
+			t.Run("the main job", func(t *testing.T) {
+				for _, runtime := range []string{node.Runtime, shimBinary()} {
+					id := newID(t)
+					groups = append(groups, id)
+					cmd := n.Ctr(t.Context(), "run", "--rm", "--runtime="+runtime, img.Name(), id, "/app.wasm", "args", "exit", "7")
+					got, err := cmd.CombinedOutput()
+					if want := "args: [\"/app.wasm\" \"args\" \"exit\" \"7\"]\n"; !strings.HasSuffix(string(got), want) || cmd.ProcessState.ExitCode() != 7 {
+						t.Errorf("%s: printed %q, want %q; %v, want exit status 7", runtime, got, want, err)
+					}
+				}
+			})
+			t.Run("kill and the events", func(t *testing.T) {
+				rec := record(t, n)
+				b := container(t, n, spin, args("/app.wasm"))
+				groups = append(groups, b.ID())
+				b.mustCreate(t)
+				b.mustStart(t)
+				if err := b.task.Kill(b.ctx, syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				if got := b.exit(t); got != 143 {
+					t.Errorf("exit status %d, want 143", got)
+				}
+				if got := b.delete(t).ExitCode(); got != 143 {
+					t.Errorf("delete says %d, want 143", got)
+				}
+				if got, want := names(rec.of(b.ID(), 4)), []string{"create", "start", "exit", "delete"}; !slices.Equal(got, want) {
+					t.Errorf("events %v, want %v", got, want)
+				}
+			})
+			t.Run("an error of Create says why", func(t *testing.T) {
+				b := container(t, n, app(t, n, "nostart.wasm"), args("/app.wasm"))
+				groups = append(groups, b.ID())
+				wantError(t, b.create(), errdefs.ErrInvalidArgument, "/app.wasm", "_start")
+			})
+			t.Run("a group shares a shim, each is deleted alone", func(t *testing.T) {
+				pod := group("io.kubernetes.cri.sandbox-id")
+				var boxes []*box
+				for range 3 {
+					b := container(t, n, spin, args("/app.wasm"), pod)
+					b.mustCreate(t)
+					b.mustStart(t)
+					boxes = append(boxes, b)
+				}
+				pid := shimOf(t, n, boxes[0].ID())
+				for _, b := range boxes[1:] {
+					if got := shimOf(t, n, b.ID()); got != pid {
+						t.Errorf("shim %d and %d, want one", pid, got)
+					}
+				}
+				for i, b := range boxes { // the one that started it first
+					if err := b.task.Kill(b.ctx, syscall.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+					b.exit(t)
+					b.delete(t)
+					for _, other := range boxes[i+1:] {
+						if !alive(int(other.task.Pid())) || !alive(pid) {
+							t.Fatalf("a delete touched %s or its shim", other.ID())
+						}
+					}
+				}
+				eventually(t, "the shim ends with the last one", func() bool { return !alive(pid) })
+			})
+			t.Run("a group whose shim is killed", func(t *testing.T) {
+				rec := record(t, n)
+				pod := group("io.containerd.runc.v2.group")
+				var boxes []*box
+				for range 2 {
+					b := container(t, n, spin, args("/app.wasm"), pod)
+					b.mustCreate(t)
+					b.mustStart(t)
+					boxes = append(boxes, b)
+				}
+				if err := syscall.Kill(shimOf(t, n, boxes[0].ID()), syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				for _, b := range boxes {
+					eventually(t, "containerd tells of the exit", func() bool { return slices.Contains(names(rec.of(b.ID(), 3)), "exit") })
+					if alive(int(b.task.Pid())) {
+						t.Errorf("%s lives", b.ID())
+					}
+					b.remove()
+				}
+			})
+			t.Run("a restart while a task runs", func(t *testing.T) {
+				b := container(t, n, spin, args("/app.wasm"))
+				groups = append(groups, b.ID())
+				b.mustCreate(t)
+				b.mustStart(t)
+				pid := b.task.Pid()
+				streams := b.task.IO()
+				for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+					if err := n.Halt(sig); err != nil {
+						t.Fatal(err)
+					}
+					if err := n.Boot(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					b.reload(t)
+					if s, err := b.task.Status(b.ctx); err != nil || s.Status != containerd.Running || b.task.Pid() != pid {
+						t.Fatalf("after %v: %v, %v, pid %d, want %d", sig, s, err, b.task.Pid(), pid)
+					}
+				}
+				if err := b.task.Kill(b.ctx, syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				if got := b.exit(t); got != 143 {
+					t.Errorf("exit status %d, want 143", got)
+				}
+				b.delete(t)
+				streams.Wait()
+				if err := streams.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			leaves(t, n, before)
+			for _, g := range groups {
+				if _, err := os.Lstat(socketOf(t, n, g)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the socket of %s: %v, want none", g, err)
+				}
+			}
+		})
+	}
+}
+
+// socketOf is the socket of a group's shim.
+func socketOf(t *testing.T, n *node.Node, group string) string {
+	t.Helper()
+	address, err := shim.CreateSocketAddress(n.Context(t.Context()), n.SocketDir(), n.Address(), group, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(address, "unix://")
+}
+
+// reload finds the task again after a restart of containerd.
+func (b *box) reload(t *testing.T) {
+	t.Helper()
+	c, err := b.node.Client.LoadContainer(b.ctx, b.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Container = c
+	if b.task, err = c.Task(b.ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shimOf is the pid of the shim of a container, under any containerd.
+func shimOf(t *testing.T, n *node.Node, id string) int {
+	t.Helper()
+	boot := struct{ Address string }{}
+	data, err := os.ReadFile(filepath.Join(n.Bundle(id), "bootstrap.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &boot)
+	} else if data, err = os.ReadFile(filepath.Join(n.Bundle(id), "address")); err == nil {
+		boot.Address = string(data)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", strings.TrimPrefix(boot.Address, "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	resp, err := taskapi.NewTTRPCTaskClient(client).Connect(n.Context(t.Context()), &taskapi.ConnectRequest{ID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(resp.ShimPid)
+}
