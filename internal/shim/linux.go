@@ -3,6 +3,8 @@ package shim
 import (
 	"context"
 	"fmt"
+	"os/exec"
+	"runtime"
 	"sync"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -10,7 +12,9 @@ import (
 	runctask "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	runc "github.com/containerd/go-runc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 )
@@ -41,6 +45,7 @@ func newLinux(ctx context.Context, o *outbox) *linux {
 		if err != nil {
 			return nil, fmt.Errorf("Linux containers: %w", err)
 		}
+		runc.Monitor = newRuncMonitor() // the service has set another
 		l.mu.Lock()
 		l.started = true
 		l.mu.Unlock()
@@ -91,4 +96,36 @@ func (p *publisher) Publish(_ context.Context, _ string, event events.Event) err
 func (p *publisher) Close() error {
 	close(p.forwarded)
 	return nil
+}
+
+// A runcMonitor starts every runc from one thread, which lives as long as the shim.
+//
+// A runc is to be killed with the shim, but PR_SET_PDEATHSIG has it killed with
+// the thread that started it. In this shim threads do end: those that walls are
+// built by, which before may have been used for anything.
+type runcMonitor struct {
+	*reaper.Monitor
+	work chan func()
+}
+
+func newRuncMonitor() runcMonitor {
+	m := runcMonitor{reaper.Default, make(chan func())}
+	go func() {
+		runtime.LockOSThread()
+		for f := range m.work {
+			f()
+		}
+	}()
+	return m
+}
+
+// StartLocked implements [runc.ProcessMonitor].
+func (m runcMonitor) StartLocked(cmd *exec.Cmd) (exits chan runc.Exit, err error) {
+	done := make(chan struct{})
+	m.work <- func() {
+		defer close(done)
+		exits, err = m.Start(cmd)
+	}
+	<-done
+	return exits, err
 }
