@@ -15,6 +15,7 @@ sources := $(shell find cmd internal -name '*.go') go.mod go.sum
 # The pinned programs that tests, demo and benchmark use; each has a module of
 # its own below tools/, which keeps them out of the shim's go.mod.
 containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
+cni        := bin/cni/bridge bin/cni/host-local bin/cni/loopback
 lint       := bin/golangci-lint
 
 # The demo takes an installed containerd, if that is of a version the shim knows.
@@ -22,7 +23,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,12 +39,12 @@ install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heed
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
 
-test: build $(containerd) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
+test: build $(containerd) bin/runc $(cni) guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
 	TEST_ROOT=1 $(GO) test -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
 
-test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
@@ -63,6 +64,9 @@ bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tool
 
 bin/runc: tools/runc/go.mod tools/runc/go.sum | cc
 	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ github.com/opencontainers/runc
+
+$(cni) &: tools/cni/go.mod tools/cni/go.sum
+	cd tools/cni && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/cni/ tool
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

@@ -24,9 +24,12 @@ import (
 // Runtime is the runtime under test.
 const Runtime = "io.containerd.wazero.v1"
 
-// Namespace is the containerd namespace everything is run in. Cgroups and runc's
-// state are called after it: it is this program's alone.
+// Namespace is the containerd namespace everything is run in, but on a node with
+// CRI. Cgroups and runc's state are called after it: it is this program's alone.
 var Namespace = fmt.Sprintf("test-%d", os.Getpid())
+
+// criNamespace is the one that CRI has everything in.
+const criNamespace = "k8s.io"
 
 // Options are how to start a node. The zero value is fine.
 type Options struct {
@@ -39,6 +42,9 @@ type Options struct {
 	ShimEnv []string
 	// Debug has containerd and its shims log everything.
 	Debug bool
+	// CRI turns on what the kubelet talks to. Everything is in its namespace
+	// then, and it knows the images.
+	CRI bool
 }
 
 // A Node is a running containerd.
@@ -53,8 +59,10 @@ var config = template.Must(template.New("").Parse(`version = 3
 root = "{{.Dir}}/root"
 state = "{{.Dir}}/state"
 disabled_plugins = [
-  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
-  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
+{{- if not .CRI}}
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
+{{- end}}
+  "io.containerd.internal.v1.opt",
 ]
 [grpc]
   address = "{{.Dir}}/c.sock"
@@ -82,8 +90,16 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 		}
 	}()
 	var buf bytes.Buffer
-	if err := config.Execute(&buf, map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv}); err != nil {
+	if err := config.Execute(&buf, map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "CRI": opts.CRI}); err != nil {
 		return nil, err
+	}
+	if opts.CRI {
+		if err := criConfig.Execute(&buf, map[string]string{"Dir": dir, "Bin": opts.Bin, "Shim": n.Tool("containerd-shim-wazero-v1")}); err != nil {
+			return nil, err
+		}
+		if err := n.prepareCRI(); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.WriteFile(n.path("config.toml"), buf.Bytes(), 0o600); err != nil {
 		return nil, err
@@ -126,9 +142,12 @@ func (n *Node) Boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		n.Client, err = containerd.New(n.Address(), containerd.WithDefaultNamespace(Namespace))
+		n.Client, err = containerd.New(n.Address(), containerd.WithDefaultNamespace(n.Namespace()))
 		if err == nil {
-			if _, err = n.Client.Version(ctx); err == nil {
+			if _, err = n.Client.Version(ctx); err == nil && n.opts.CRI {
+				err = n.criReady(ctx)
+			}
+			if err == nil {
 				return nil
 			}
 			n.Client.Close()
@@ -163,6 +182,9 @@ func (n *Node) Halt(sig syscall.Signal) error {
 func (n *Node) Close() error {
 	errs := []error{n.Halt(syscall.SIGTERM)}
 	errs = append(errs, mount.UnmountRecursive(n.Dir, syscall.MNT_DETACH), os.RemoveAll(n.Dir))
+	if n.opts.CRI {
+		errs = append(errs, n.closeCRI())
+	}
 	return errors.Join(errs...)
 }
 
@@ -171,7 +193,7 @@ func (n *Node) Address() string { return n.path("c.sock") }
 
 // Bundle is the directory containerd gives the shim of a container.
 func (n *Node) Bundle(id string) string {
-	return n.path("state", "io.containerd.runtime.v2.task", Namespace, id)
+	return n.path("state", "io.containerd.runtime.v2.task", n.Namespace(), id)
 }
 
 // Log is what containerd and its shims have logged.
@@ -200,12 +222,20 @@ func (n *Node) Tool(name string) string {
 
 // Ctr is a ctr command on this node.
 func (n *Node) Ctr(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, n.Tool("ctr"), append([]string{"-a", n.Address(), "-n", Namespace}, args...)...)
+	cmd := exec.CommandContext(ctx, n.Tool("ctr"), append([]string{"-a", n.Address(), "-n", n.Namespace()}, args...)...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
 	return cmd
 }
 
+// Namespace is the containerd namespace that everything on this node is in.
+func (n *Node) Namespace() string {
+	if n.opts.CRI {
+		return criNamespace
+	}
+	return Namespace
+}
+
 // Context has the node's namespace.
 func (n *Node) Context(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
+	return namespaces.WithNamespace(ctx, n.Namespace())
 }
