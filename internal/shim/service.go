@@ -11,6 +11,7 @@ import (
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -240,12 +241,23 @@ func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.
 	return native(t.State(ctx, r))
 }
 
+// Pids are never none: containerd takes a container without processes that it
+// finds at its own start for a leak, and nobody would hear how it has ended. The
+// first process of one that has exited stays on the list until Delete.
 func (s *service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	t, err := s.get(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return native(t.Pids(ctx, r))
+	resp, err := native(t.Pids(ctx, r))
+	if err != nil || len(resp.Processes) > 0 {
+		return resp, err
+	}
+	state, err := native(t.State(ctx, &taskapi.StateRequest{ID: r.ID}))
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: state.Pid}}}, nil
 }
 
 func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
