@@ -264,7 +264,7 @@ func (p *criPod) finished(image string, args []string, opts ...option) string {
 // "runtimeSpec", of a sandbox too.
 func (p *criPod) inspect(id string, v any) {
 	p.Helper()
-	info := map[string]string{}
+	var info map[string]string
 	if id == p.id {
 		resp, err := p.n.Pods().PodSandboxStatus(p.ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 		if err != nil {
