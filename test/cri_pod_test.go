@@ -142,6 +142,10 @@ func runPod(t *testing.T) *criPod {
 // remove removes the pod, as the kubelet would, and looks for what is left of it.
 func (p *criPod) remove() {
 	p.Helper()
+	ids := []string{p.id}
+	for id := range p.names {
+		ids = append(ids, id)
+	}
 	if p.id != "" {
 		if _, err := p.n.Pods().StopPodSandbox(p.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
 			p.Errorf("stop the pod: %v", err)
@@ -155,7 +159,21 @@ func (p *criPod) remove() {
 	for _, dir := range cgroupDirs(p.config.Linux.CgroupParent) {
 		_ = os.Remove(dir) // what keeps it is found below
 	}
-	nothingMore(p.T, p.before, func() []string { return podTraces(p.T, p.n) })
+	nothingMore(p.T, p.before, func() []string {
+		found := podTraces(p.T, p.n)
+		// What runc keeps, in a place that this node does not have to itself.
+		for _, id := range ids {
+			if state := filepath.Join("/run/containerd/runc", p.n.Namespace(), id); id != "" && exists(state) {
+				found = append(found, state)
+			}
+		}
+		return found
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // An option changes what a container is asked for with.
