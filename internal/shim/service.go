@@ -129,17 +129,23 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if taken {
 		return nil, fmt.Errorf("container %q: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	t, pid, err := s.create(ctx, r, opts)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
+	var t *task // none yet when create panics, which must not keep the id
+	var pid uint32
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t != nil {
+			s.tasks[r.ID], s.wanted, s.used = t, false, true
+			return
+		}
 		delete(s.tasks, r.ID)
 		if s.wanted && len(s.tasks) == 0 {
 			s.shutdown()
 		}
+	}()
+	if t, pid, err = s.create(ctx, r, opts); err != nil {
 		return nil, err
 	}
-	s.tasks[r.ID], s.wanted, s.used = t, false, true
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
@@ -147,7 +153,10 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts
 	c, err := newContainer(ctx, s.host, r, opts)
 	if errors.Is(err, errLinuxContainer) {
 		b, pid, err := s.linux.create(ctx, r, opts)
-		return &task{r.Bundle, b}, pid, err
+		if err != nil {
+			return nil, 0, err
+		}
+		return &task{r.Bundle, b}, pid, nil
 	}
 	if err != nil {
 		return nil, 0, err
