@@ -1,6 +1,7 @@
 package test
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
 	"maps"
@@ -141,6 +142,28 @@ func TestContract27AndTheLogOfAContainerIsWhole(t *testing.T) {
 	if want := []string{"stderr F two", "stdout F one", "stdout F three"}; !slices.Equal(got, want) {
 		t.Errorf("log %q, want %q", got, want)
 	}
+	t.Run("when the kubelet has turned it over", func(t *testing.T) {
+		p := p.in(t)
+		id := p.run(probeImage, []string{"tick", "20ms"})
+		p.running(id, "tick: 3\n")
+		log := filepath.Join(p.config.LogDirectory, p.names[id]+".log")
+		if err := os.Rename(log, log+".1"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.n.Pods().ReopenContainerLog(p.ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
+			t.Fatal(err)
+		}
+		p.running(id, "tick: ")
+		old, err := os.ReadFile(log + ".1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := strings.Count(string(old), "tick: ") - 1
+		if first := p.logLines(id)[0].text; first != fmt.Sprintf("tick: %d", last+1) {
+			t.Errorf("after tick %d, %q", last, first)
+		}
+		p.stop(id, 0)
+	})
 	t.Run("to the last byte of a burst", func(t *testing.T) {
 		p := p.in(t)
 		const n = 8 << 20
@@ -662,11 +685,67 @@ func TestWhatAContainerInAPodIsGiven(t *testing.T) {
 	})
 	t.Run("the pod's own files", func(t *testing.T) {
 		p := p.in(t)
-		got := p.finished(probeImage, []string{"cat", "/etc/hostname", "ls", "/etc"})
+		got := p.finished(probeImage, []string{"cat", "/etc/hostname", "ls", "/etc", "write", "/dev/shm/f", "from the guest\n"})
 		if !strings.HasPrefix(got, "pod-host\n") || !strings.Contains(got, "entry: resolv.conf\n") {
 			t.Errorf("printed %q", got)
 		}
+		if got := p.finished(busyboxImage, []string{"cat", "/dev/shm/f"}); got != "from the guest\n" {
+			t.Errorf("the sidecar finds %q in the shared memory", got)
+		}
 	})
+	t.Run("what the kubelet adds to every container", func(t *testing.T) {
+		p := p.in(t)
+		message, token := filepath.Join(dir, "message"), filepath.Join(dir, "secret")
+		if err := os.WriteFile(message, nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		image := "example.com/run:latest"
+		podImage(t, p.n, image, ocispec.ImageConfig{Entrypoint: []string{"/app.wasm"}}, node.Regular("app.wasm", guest(t, "probe.wasm")),
+			node.File{Header: tar.Header{Name: "var/run", Typeflag: tar.TypeSymlink, Linkname: "/run"}}, node.File{Header: tar.Header{Name: "run/", Typeflag: tar.TypeDir, Mode: 0o755}})
+		got := p.finished(image, []string{"cat", "/run/secrets/kubernetes.io/serviceaccount/token", "write", "/dev/termination-log", "the end"}, func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{
+				{ContainerPath: "/var/run/secrets/kubernetes.io/serviceaccount/token", HostPath: token, Readonly: true},
+				{ContainerPath: "/dev/termination-log", HostPath: message},
+			}
+		})
+		if data, err := os.ReadFile(message); string(data) != "the end" || got != "s\n" {
+			t.Errorf("the message is %q, %v; printed %q", data, err, got)
+		}
+	})
+	t.Run("what its image says", func(t *testing.T) {
+		p := p.in(t)
+		image := "example.com/configured:latest"
+		podImage(t, p.n, image, ocispec.ImageConfig{
+			Entrypoint: []string{"/app.wasm", "cwd"}, Cmd: []string{"env"}, User: "1234:5678", WorkingDir: "/home",
+			Env: []string{"OF=the image"}, Volumes: map[string]struct{}{"/volume": {}},
+		}, node.Regular("app.wasm", guest(t, "probe.wasm")), node.File{Header: tar.Header{Name: "home/", Typeflag: tar.TypeDir, Mode: 0o700, Uid: 1234, Gid: 5678}},
+			node.File{Header: tar.Header{Name: "volume/", Typeflag: tar.TypeDir, Mode: 0o777}}, node.Regular("volume/f", []byte("of the volume\n")))
+		if got, want := p.finished(image, nil), "cwd: /home\nenv: HOSTNAME=pod-host\nenv: OF=the image\n"; !strings.HasPrefix(got, want) {
+			t.Errorf("printed %q, want %q", got, want)
+		}
+		if got := p.finished(image, []string{"write", "mine", "x", "ls", ".", "cat", "/volume/f"}); got != "cwd: /home\nentry: mine\nof the volume\n" {
+			t.Errorf("printed %q", got)
+		}
+	})
+	for name, security := range map[string]func(*runtimeapi.LinuxContainerSecurityContext){
+		"no capability at all": func(c *runtimeapi.LinuxContainerSecurityContext) {
+			c.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+		},
+		"more capabilities": func(c *runtimeapi.LinuxContainerSecurityContext) {
+			c.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_ADMIN", "SYS_TIME"}}
+		},
+		"the runtime's seccomp profile": func(c *runtimeapi.LinuxContainerSecurityContext) {
+			c.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := p.in(t)
+			set := func(c *runtimeapi.ContainerConfig) { security(c.Linux.SecurityContext) }
+			if got := p.finished(probeImage, []string{"print", "x"}, set); got != "x\n" {
+				t.Errorf("printed %q", got)
+			}
+		})
+	}
 	t.Run("environment and working directory", func(t *testing.T) {
 		p := p.in(t)
 		got := p.finished(probeImage, []string{"cwd", "cat", "motd", "env"}, func(c *runtimeapi.ContainerConfig) {
@@ -710,13 +789,49 @@ func TestWhatAContainerInAPodIsGiven(t *testing.T) {
 			t.Errorf("%v: %q", s, got)
 		}
 	})
-	t.Run("standard input", func(t *testing.T) {
+	t.Run("no standard input, unless asked for", func(t *testing.T) {
 		p := p.in(t)
-		// Nobody attaches, so there is an end to it only when the container is asked for without.
 		if got := p.finished(probeImage, []string{"stdin"}); got != "lines: 0\n" {
 			t.Errorf("printed %q", got)
 		}
+		// Nobody attaches, and so there is no end to it.
+		id := p.run(probeImage, []string{"print", "up", "stdin"}, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
+		p.running(id, "up\n")
+		p.stop(id, 100)
+		if s := p.status(id); s.ExitCode != 143 {
+			t.Errorf("%v", s)
+		}
 	})
+}
+
+func TestContract28ATerminalInAPod(t *testing.T) {
+	p := runPod(t)
+	tty := func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true }
+	for image, args := range map[string][]string{probeImage: {"print", "out", "stderr", "err"}, busyboxImage: {"sh", "-c", "echo out; echo err >&2"}} {
+		id := p.run(image, args, tty)
+		if s := p.exited(id); s.ExitCode != 0 || p.output(id, "stdout") != "out\nerr\n" { // all in one stream
+			t.Errorf("%s: %v: log %q", image, s, p.log(id))
+		}
+	}
+}
+
+func TestAPrivilegedPod(t *testing.T) {
+	p := newPod(t)
+	p.config.Linux.SecurityContext.Privileged = true
+	p.up("wazero")
+	privileged := func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.Privileged = true }
+	// What it means for a Linux program, devices and the kernel's own file systems,
+	// a module has no use for: it gets none of it.
+	if got := p.finished(probeImage, []string{"ls", "/dev"}, privileged); strings.Contains(got, "entry: mem\n") || strings.Contains(got, "entry: vda\n") || !strings.Contains(got, "entry: null\n") {
+		t.Errorf("the module has devices %q", got)
+	}
+	id := p.run(probeImage, []string{"cat", "/sys/kernel/uevent_seqnum"}, privileged)
+	if s := p.exited(id); s.ExitCode == 0 {
+		t.Errorf("the module has a sysfs: %v", p.log(id))
+	}
+	if got := p.finished(busyboxImage, []string{"sh", "-c", "mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && mount -t tmpfs none /mnt && echo mounted"}, privileged); !strings.HasSuffix(got, "mounted\n") {
+		t.Errorf("the sidecar cannot mount: %q", got)
+	}
 }
 
 // procStatus is a field of /proc/PID/status.
