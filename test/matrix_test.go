@@ -148,7 +148,7 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					if err := n.Boot(t.Context()); err != nil {
 						t.Fatal(err)
 					}
-					b.reload(t)
+					b.reload(t, false)
 					if s, err := b.task.Status(b.ctx); err != nil || s.Status != containerd.Running || b.task.Pid() != pid {
 						t.Fatalf("after %v: %v, %v, pid %d, want %d", sig, s, err, b.task.Pid(), pid)
 					}
@@ -183,19 +183,6 @@ func socketOf(t *testing.T, n *node.Node, group string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimPrefix(address, "unix://")
-}
-
-// reload finds the task again after a restart of containerd.
-func (b *box) reload(t *testing.T) {
-	t.Helper()
-	c, err := b.node.Client.LoadContainer(b.ctx, b.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Container = c
-	if b.task, err = c.Task(b.ctx, nil); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // shimOf is the pid of the shim of a container, under any containerd.
