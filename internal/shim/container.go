@@ -92,9 +92,14 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 			}
 		}
 	}()
-	c.streams, err = openStreams(stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	c.streams, err = openStreams(ctx, c.id, stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}, ioOwner(r.Options))
 	if err != nil {
 		return nil, err
+	}
+	if size := c.bundle.spec.Process.ConsoleSize; r.Terminal && size != nil {
+		if err := c.streams.resize(uint32(size.Width), uint32(size.Height)); err != nil {
+			return nil, err
+		}
 	}
 	if err := telemetry.Stage(ctx, telemetry.RootfsMount, func(context.Context) error { return c.mountRootfs(r) }); err != nil {
 		return nil, err
@@ -111,6 +116,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 		}
 		log.G(ctx).WithError(err).WithField("id", c.id).Warn("compile cache: entry dropped, compiling again")
 	}
+	c.streams.onSignal = func(sig unix.Signal) { _ = c.init.kill(sig) } // gone already, or will be
 	c.streams.handOver()
 	if err := shim.WritePidFile(c.bundle.path+"/"+pidFile, c.init.pid); err != nil {
 		return nil, fmt.Errorf("pid file: %w", err)
@@ -278,6 +284,7 @@ func (c *container) supervise() {
 	settled := c.settled
 	c.mu.Unlock()
 	<-settled // the exit must not overtake the start
+	c.streams.drain(drainTime)
 
 	c.exit = exitStatus{At: c.init.at, Pid: c.init.pid, Status: c.init.reported()}
 	c.init.relay.Finish(c.exit.At, c.exit.Status, killedBy(c.exit.Status, c.init.status))
@@ -415,7 +422,6 @@ func (c *container) tearDown(ctx context.Context) error {
 	}
 	errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
 	if c.streams != nil {
-		c.streams.handOver()
 		errs = append(errs, c.streams.close())
 	}
 	return errors.Join(errs...)

@@ -283,8 +283,13 @@ func (s *service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*ptype
 	return s.unsupported(r.ID, "Exec")
 }
 
+// ResizePty sets the size of the terminal.
 func (s *service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "ResizePty")
+	c, err := s.get(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, c.streams.resize(r.Width, r.Height)
 }
 
 func (s *service) Pause(_ context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
