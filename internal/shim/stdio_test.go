@@ -97,6 +97,11 @@ func TestInputEndsWithCloseIOAndNotWithTheClient(t *testing.T) {
 		if _, err := io.ReadFull(s.child[0], got); err != nil || string(got) != text {
 			t.Errorf("got %q, %v, want %q", got, err, text)
 		}
+		// Nothing to read is no end of file: that would be poll(2)'s POLLHUP.
+		fds := []unix.PollFd{{Fd: int32(s.child[0].Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 0); err != nil || n != 0 {
+			t.Errorf("after the client: got events %#x, %v, want none", fds[0].Revents, err)
+		}
 	}
 	client := clientEnd(t, path, unix.O_WRONLY)
 	if _, err := client.WriteString("rest"); err != nil {
