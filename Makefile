@@ -26,7 +26,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bin/guests/probe.wasm: test/guests/probe/main.go
 bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
 	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
+
+bin/logger: test/logger/main.go go.mod
+	CGO_ENABLED=0 $(GO) build -o $@ ./test/logger
 
 bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)

@@ -67,12 +67,16 @@ func do(what string, next func() string) error {
 		fmt.Fprintln(os.Stderr, next())
 	case "print":
 		fmt.Println(next())
-	case "burst": // that many bytes of output
+	case "burst", "errburst": // that many bytes of output
 		n, err := strconv.ParseInt(next(), 10, 64)
 		if err != nil {
 			return err
 		}
-		_, err = io.CopyN(os.Stdout, zeros{}, n)
+		out := os.Stdout
+		if what == "errburst" {
+			out = os.Stderr
+		}
+		_, err = io.CopyN(out, zeros{}, n)
 		return err
 	case "sleep":
 		d, err := time.ParseDuration(next())
