@@ -48,7 +48,7 @@ func newLinux(ctx context.Context, o *outbox) *linux {
 	l.start = sync.OnceValues(func() (taskapi.TTRPCTaskService, error) {
 		s, err := runctask.NewTaskService(l.ctx, (*publisher)(l), l.stop)
 		if err != nil {
-			return nil, fmt.Errorf("Linux containers: %w", err)
+			return nil, fmt.Errorf("start the service for Linux containers: %w", err)
 		}
 		runc.Monitor = newRuncMonitor() // the service has set another
 		l.mu.Lock()
