@@ -134,24 +134,33 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					b.remove()
 				}
 			})
-			t.Run("a restart while a task runs", func(t *testing.T) {
-				b := container(t, n, spin, args("/app.wasm"))
-				groups = append(groups, b.ID())
+			last := container(t, n, spin, args("/app.wasm"))
+			groups = append(groups, last.ID())
+			var sockets []string // now: an upgrade has others
+			for _, g := range groups {
+				sockets = append(sockets, socketOf(t, n, g))
+			}
+			t.Run("a restart and an upgrade while a task runs", func(t *testing.T) {
+				b := last
 				b.mustCreate(t)
 				b.mustStart(t)
-				pid := b.task.Pid()
-				streams := b.task.IO()
-				for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-					if err := n.Halt(sig); err != nil {
+				pid, streams := b.task.Pid(), b.task.IO()
+				for what, restart := range map[string]func() error{
+					"killed": func() error { return errors.Join(n.Halt(syscall.SIGKILL), n.Boot(t.Context())) },
+					"ended":  func() error { return errors.Join(n.Halt(syscall.SIGTERM), n.Boot(t.Context())) },
+				} {
+					if err := restart(); err != nil {
 						t.Fatal(err)
 					}
-					if err := n.Boot(t.Context()); err != nil {
-						t.Fatal(err)
+					if b.reload(t); b.task.Pid() != pid || !b.running(t) {
+						t.Fatalf("containerd %s: pid %d, want %d; running %t", what, b.task.Pid(), pid, b.running(t))
 					}
-					b.reload(t)
-					if s, err := b.task.Status(b.ctx); err != nil || s.Status != containerd.Running || b.task.Pid() != pid {
-						t.Fatalf("after %v: %v, %v, pid %d, want %d", sig, s, err, b.task.Pid(), pid)
-					}
+				}
+				if err := n.Upgrade(t.Context(), ""); err != nil {
+					t.Fatal(err)
+				}
+				if b.reload(t); b.task.Pid() != pid || !b.running(t) {
+					t.Fatalf("upgraded: pid %d, want %d; running %t", b.task.Pid(), pid, b.running(t))
 				}
 				if err := b.task.Kill(b.ctx, syscall.SIGTERM); err != nil {
 					t.Fatal(err)
@@ -166,9 +175,9 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 				}
 			})
 			leaves(t, n, before)
-			for _, g := range groups {
-				if _, err := os.Lstat(socketOf(t, n, g)); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("the socket of %s: %v, want none", g, err)
+			for _, path := range sockets {
+				if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("left behind: %s, %v", path, err)
 				}
 			}
 		})
@@ -196,6 +205,15 @@ func (b *box) reload(t *testing.T) {
 	if b.task, err = c.Task(b.ctx, nil); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (b *box) running(t *testing.T) bool {
+	t.Helper()
+	s, err := b.task.Status(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Status == containerd.Running
 }
 
 // shimOf is the pid of the shim of a container, under any containerd.
