@@ -25,7 +25,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,8 @@ demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a pri
 test: build $(containerd) $(others) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
-	TEST_ROOT=1 $(GO) test -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
+	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
+	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 bin/results/*.json)
 
 test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
@@ -92,6 +93,10 @@ bin/guests/hello-static: test/guests/c/hello.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
 
+bin/guests/busybox: | busybox
+	@mkdir -p $(@D)
+	cp $$(command -v busybox) $@
+
 # A program that nobody here wrote, and what it does on Linux to compare with.
 bin/guests/esbuild.wasm: tools/esbuild/go.mod
 	cd tools/esbuild && GOOS=wasip1 GOARCH=wasm $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
@@ -99,12 +104,12 @@ bin/guests/esbuild.wasm: tools/esbuild/go.mod
 bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
-# Compilers from the distribution, installed where they are missing.
-wabt clang cc:
+# Programs from the distribution, installed where they are missing.
+wabt clang cc busybox:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc
+.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc busybox
 .DEFAULT_GOAL := help

@@ -45,7 +45,6 @@ func TestBadModules(t *testing.T) {
 		{"an import WASI does not have", node.Regular("app.wasm", guest(t, "badwasi.wasm")), "/app.wasm", []string{"/app.wasm", `"fd_fly"`}},
 		{"an imported global", node.Regular("app.wasm", guest(t, "importedglobal.wasm")), "/app.wasm", []string{"/app.wasm", `"g"`, `"env"`}},
 		{"a component", node.Regular("app.wasm", []byte("\x00asm\x0d\x00\x01\x00")), "/app.wasm", []string{"/app.wasm", "component", "preview 2"}},
-		{"a Linux program", node.Regular("app.wasm", []byte("\x7fELF\x02\x01\x01")), "/app.wasm", []string{"/app.wasm", "Linux executable"}},
 		{"a directory", node.Regular("app.wasm/x", nil), "/app.wasm", []string{"/app.wasm", "is a directory"}},
 		{"a link out of the rootfs", node.File{Header: tar.Header{Name: "app.wasm", Typeflag: tar.TypeSymlink, Linkname: filepath.Join(bin(), "guests/hello.wasm")}}, "/app.wasm", []string{"/app.wasm", "no such file"}},
 		{"a relative link out of the rootfs", node.File{Header: tar.Header{Name: "app.wasm", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("../", 20) + bin()[1:] + "/guests/hello.wasm"}}, "/app.wasm", []string{"/app.wasm", "no such file"}},

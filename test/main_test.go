@@ -29,6 +29,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
@@ -425,6 +426,10 @@ func names(events []any) (out []string) {
 			out = append(out, "exit")
 		case *eventstypes.TaskDelete:
 			out = append(out, "delete")
+		case *eventstypes.TaskExecAdded:
+			out = append(out, "exec-added")
+		case *eventstypes.TaskExecStarted:
+			out = append(out, "exec-started")
 		default:
 			out = append(out, fmt.Sprintf("%T", e))
 		}
@@ -448,6 +453,7 @@ func traces(t *testing.T, n *node.Node) []string {
 	}
 	for _, pattern := range []string{
 		"/sys/fs/cgroup/*/" + node.Namespace + "/*", "/sys/fs/cgroup/" + node.Namespace + "/*",
+		"/run/containerd/runc/" + node.Namespace + "/*",
 		n.Dir + "/s/*", n.Dir + "/fifo/*", n.Dir + "/state/io.containerd.runtime.v2.task/*/*", n.Dir + "/state/io.containerd.runtime.v2.task/*/.*",
 	} {
 		paths, err := filepath.Glob(pattern)
@@ -477,10 +483,31 @@ func traces(t *testing.T, n *node.Node) []string {
 		if data, err := os.ReadFile(filepath.Join(filepath.Dir(p), "status")); err == nil && bytes.Contains(data, []byte("\nState:\tZ")) {
 			continue
 		}
+		if elsewhere(n, filepath.Dir(p)) {
+			continue
+		}
 		found = append(found, "process "+filepath.Base(filepath.Dir(p))+" "+strings.ReplaceAll(string(cmdline), "\x00", " "))
 	}
 	slices.Sort(found)
 	return found
+}
+
+// elsewhere tells whether a process is that of another node on this machine: a
+// shim works in its bundle, an instance process is the child of one.
+func elsewhere(n *node.Node, proc string) bool {
+	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	f := strings.Fields(rest)
+	for _, dir := range []string{proc, "/proc/" + f[1]} {
+		cwd, _ := os.Readlink(filepath.Join(dir, "cwd"))
+		if strings.HasPrefix(cwd, filepath.Join(os.TempDir(), "wz")) {
+			return !strings.HasPrefix(cwd, n.Dir+"/")
+		}
+	}
+	return false
 }
 
 // leaves fails a test that leaves more than there was. The shim may take a moment
@@ -522,6 +549,53 @@ func alive(pid int) bool {
 	}
 	i := bytes.LastIndexByte(data, ')')
 	return i > 0 && len(data) > i+2 && data[i+2] != 'Z'
+}
+
+// procFile is what /proc says of a process.
+func procFile(t *testing.T, pid uint32, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// statusField is a line of a process's status.
+func statusField(t *testing.T, pid uint32, field string) string {
+	t.Helper()
+	for _, line := range strings.Split(procFile(t, pid, "status"), "\n") {
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	t.Fatalf("process %d: no %s", pid, field)
+	return ""
+}
+
+// mountsOf are the mount points of a process, with the kind of what is mounted.
+func mountsOf(t *testing.T, pid uint32) (mounts []string) {
+	t.Helper()
+	for _, line := range strings.Split(strings.TrimSpace(procFile(t, pid, "mountinfo")), "\n") {
+		f := strings.Fields(line)
+		mounts = append(mounts, f[2]+" "+f[4]+" "+f[5])
+	}
+	slices.Sort(mounts)
+	return mounts
+}
+
+func namespaceOf(t *testing.T, pid uint32, ns string) string {
+	t.Helper()
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// bind mounts a directory or file of the host.
+func bind(source, destination string, options ...string) oci.SpecOpts {
+	return oci.WithMounts([]specs.Mount{{Type: "bind", Source: source, Destination: destination, Options: append([]string{"rbind"}, options...)}})
 }
 
 func wantError(t *testing.T, err, class error, parts ...string) {

@@ -102,7 +102,7 @@ func start(t *testing.T, n *node.Node, id, dir string) *raw {
 	}
 	cmd := exec.Command(shimBinary(), "-namespace", node.Namespace, "-id", id, "-address", n.Address(), "start")
 	cmd.Dir, cmd.Stdin = dir, bytes.NewReader(params)
-	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+n.Address()+".ttrpc")
+	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+n.Address()+".ttrpc", "PATH="+bin()+":"+os.Getenv("PATH"), "GORACE=atexit_sleep_ms=0")
 	// As containerd reads it: a line on either stream but the answer breaks it.
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -323,3 +323,23 @@ func TestWithoutAnEndpointThereIsNoTelemetry(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestExecsAndLinuxContainersAreInTheTraceOfTheirContainer(t *testing.T) {
+	n := useNode(t)
+	b := idle(t, n)
+	b.runExec(t, "traced", nil, "/hello.wasm")
+	life := trace(t, spans, b.ID(), "task.exec", "module.run", "instance.spawn")
+	var below []string
+	for _, s := range spans.Trace(life["task.create"].TraceID) {
+		if s.Attrs["containerd.exec.id"] == "traced" {
+			below = append(below, s.Name)
+		}
+	}
+	for _, want := range []string{"task.exec", "task.start", "task.wait", "task.delete"} {
+		if !slices.Contains(below, want) {
+			t.Errorf("the exec has no %s: %v", want, below)
+		}
+	}
+	l, _ := run(t, n, image(t, n, "linux", node.Program("hello", guest(t, "hello-static"))), args("/hello"))
+	trace(t, spans, l.ID(), "task.create", "task.start", "task.wait", "task.delete")
+}

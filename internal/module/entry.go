@@ -127,6 +127,9 @@ func describe(p string, err error) error {
 	return fmt.Errorf("entry point %s: %w", p, err)
 }
 
+// ErrLinuxProgram is what [Check] says of an ELF file or a script.
+var ErrLinuxProgram = errors.New("a Linux program, not a WebAssembly module")
+
 // Check reads the first bytes of a module and tells a core module from what else
 // a user may have put in its place. It leaves the offset of f alone.
 func Check(f io.ReaderAt) error {
@@ -140,7 +143,7 @@ func Check(f io.ReaderAt) error {
 	case n == 0:
 		return errors.New("the file is empty")
 	case strings.HasPrefix(string(head), "\x7fELF"), strings.HasPrefix(string(head), "#!"):
-		return errors.New("a Linux executable, not a WebAssembly module")
+		return ErrLinuxProgram
 	case !strings.HasPrefix(string(head), "\x00asm"):
 		return fmt.Errorf("not a WebAssembly module: it begins with % x, not with 00 61 73 6d (\\0asm)", head)
 	case n < 8:

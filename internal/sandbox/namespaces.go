@@ -21,11 +21,12 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uintptr{
 // namespaceFiles are those of /proc/<pid>/ns for a thread's namespaces; the pid
 // namespace of its children is not its own.
 var namespaceFiles = map[uintptr]string{
-	unix.CLONE_NEWIPC: "ipc",
-	unix.CLONE_NEWNET: "net",
-	unix.CLONE_NEWNS:  "mnt",
-	unix.CLONE_NEWPID: "pid_for_children",
-	unix.CLONE_NEWUTS: "uts",
+	unix.CLONE_NEWCGROUP: "cgroup",
+	unix.CLONE_NEWIPC:    "ipc",
+	unix.CLONE_NEWNET:    "net",
+	unix.CLONE_NEWNS:     "mnt",
+	unix.CLONE_NEWPID:    "pid_for_children",
+	unix.CLONE_NEWUTS:    "uts",
 }
 
 // Namespaces are those a process is started in.
@@ -59,6 +60,17 @@ func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 		seen[n.Type] = true
 	}
 	return ns, nil
+}
+
+// NamespacesOf are those that the process pid is in, but for its mount namespace:
+// each process has its own, in which its root is built. This one's is where
+// [Config.Rootfs] is a path.
+func NamespacesOf(pid int) Namespaces {
+	ns := Namespaces{flags: unix.CLONE_NEWNS, paths: map[uintptr]string{}}
+	for flag, file := range namespaceFiles {
+		ns.paths[flag] = fmt.Sprintf("/proc/%d/ns/%s", pid, file)
+	}
+	return ns
 }
 
 // Has tells whether a process of these namespaces has one of type t that is not

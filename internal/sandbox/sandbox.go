@@ -30,8 +30,9 @@ type Config struct {
 	// here, and in the process's mount namespace the staging root is mounted over
 	// it on its way to becoming the root.
 	Base string
-	// Rootfs is the container's root file system as mounted on the host. Empty
-	// for a process that needs no files of a container.
+	// Rootfs is the container's root file system as mounted on the host; or, with
+	// the namespaces of another process, as that sees it: "/" is its root, mounts
+	// and all. Empty for a process that needs no files of a container.
 	Rootfs   string
 	Readonly bool
 	Mounts   []specs.Mount
@@ -40,7 +41,8 @@ type Config struct {
 	Hostname   string
 	Domainname string
 
-	// Cwd is created in the root file system when the image lacks it.
+	// Cwd is created in the root file system when the image lacks it, though not
+	// in that of another process.
 	Cwd          string
 	User         specs.User
 	Capabilities []string // what the process is to have effective

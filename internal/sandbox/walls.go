@@ -42,6 +42,14 @@ func NewWalls(cfg Config) (*Walls, error) {
 
 func (w *Walls) unshare() (err error) {
 	ns := w.cfg.Namespaces
+	if path := ns.paths[unix.CLONE_NEWUTS]; path != "" {
+		if w.uts, err = os.Open(path); err != nil {
+			return fmt.Errorf("join namespace: %w", err)
+		}
+		if err := join(unix.CLONE_NEWUTS, w.uts); err != nil {
+			return err
+		}
+	}
 	if err := unix.Unshare(int(unix.CLONE_NEWNS | ns.flags&unix.CLONE_NEWUTS)); err != nil {
 		return fmt.Errorf("new namespaces: %w", err)
 	}
@@ -52,14 +60,7 @@ func (w *Walls) unshare() (err error) {
 	if w.mnt, err = openNamespace(unix.CLONE_NEWNS); err != nil {
 		return err
 	}
-	if path := ns.paths[unix.CLONE_NEWUTS]; path != "" {
-		if w.uts, err = os.Open(path); err != nil {
-			return fmt.Errorf("join namespace: %w", err)
-		}
-		if err := join(unix.CLONE_NEWUTS, w.uts); err != nil {
-			return err
-		}
-	} else if ns.Has(specs.UTSNamespace) {
+	if w.uts == nil && ns.Has(specs.UTSNamespace) {
 		if w.uts, err = openNamespace(unix.CLONE_NEWUTS); err != nil {
 			return err
 		}
@@ -96,8 +97,8 @@ func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, s
 	return s.thread.do(func() error {
 		inNamespaces := func() error {
 			for flag, path := range ns.paths {
-				if flag == unix.CLONE_NEWUTS {
-					continue // by way of w.uts
+				if flag == unix.CLONE_NEWUTS || flag == unix.CLONE_NEWNS {
+					continue // by way of w.uts and w.mnt
 				}
 				f, err := os.Open(path)
 				if err != nil {
@@ -152,9 +153,8 @@ func (w *Walls) build() error {
 	}
 	tree := -1
 	if cfg.Rootfs != "" {
-		tree, err = unix.OpenTree(unix.AT_FDCWD, cfg.Rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-		if err != nil {
-			return &os.PathError{Op: "open root file system", Path: cfg.Rootfs, Err: needsKernel(err)}
+		if tree, err = w.cloneRootfs(); err != nil {
+			return err
 		}
 		defer unix.Close(tree)
 		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
@@ -187,6 +187,38 @@ func (w *Walls) build() error {
 	return pivot(staging)
 }
 
+// cloneRootfs clones the root file system with what is mounted in it: in the
+// mount namespace where it is mounted, which is the one place the kernel allows.
+func (w *Walls) cloneRootfs() (tree int, err error) {
+	clone := func() error {
+		tree, err = unix.OpenTree(unix.AT_FDCWD, w.cfg.Rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			return &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: needsKernel(err)}
+		}
+		return nil
+	}
+	path := w.cfg.Namespaces.paths[unix.CLONE_NEWNS]
+	if path == "" {
+		return tree, clone()
+	}
+	t := newThread()
+	defer t.close()
+	return tree, t.do(func() error {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("join namespace: %w", err)
+		}
+		defer f.Close()
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := join(unix.CLONE_NEWNS, f); err != nil {
+			return err
+		}
+		return clone()
+	})
+}
+
 // assemble attaches the root file system and everything mounted in it.
 func (w *Walls) assemble(tree, staging int, sources []*source) error {
 	if err := unix.MoveMount(tree, "", staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -216,7 +248,11 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 		}
 	}
 	if w.cfg.Cwd != "" {
-		cwd, err := makeTarget(tree, w.cfg.Cwd, true)
+		open := openInRoot
+		if w.cfg.Namespaces.paths[unix.CLONE_NEWNS] == "" {
+			open = func(root int, path string, _ uint64) (int, error) { return makeTarget(root, path, true) }
+		}
+		cwd, err := open(tree, w.cfg.Cwd, unix.O_PATH)
 		if err != nil {
 			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
 		}

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 )
@@ -31,10 +34,10 @@ type spec struct {
 	Hostname   string         `json:"hostname"`
 	Domainname string         `json:"domainname"`
 	Mounts     []specs.Mount  `json:"mounts"`
-	Linux      *linux         `json:"linux"`
+	Linux      *specLinux     `json:"linux"`
 }
 
-type linux struct {
+type specLinux struct {
 	Resources   *specs.LinuxResources  `json:"resources"`
 	CgroupsPath string                 `json:"cgroupsPath"`
 	Namespaces  []specs.LinuxNamespace `json:"namespaces"`
@@ -42,17 +45,21 @@ type linux struct {
 
 const configFile = "config.json"
 
-// loadBundle reads and checks config.json. Every error unwraps to
+// loadBundle reads config.json. Every error unwraps to
 // [errdefs.ErrInvalidArgument].
 func loadBundle(path string) (*bundle, error) {
 	b, err := readBundle(path)
-	if err == nil {
-		err = b.check()
+	if err == nil && (b.spec.Root == nil || b.spec.Root.Path == "") {
+		err = errors.New("root.path is missing")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bundle: %s: %w: %w", filepath.Join(path, configFile), err, errdefs.ErrInvalidArgument)
+		return nil, (&bundle{path: path}).invalid(err)
 	}
 	return b, nil
+}
+
+func (b *bundle) invalid(err error) error {
+	return fmt.Errorf("bundle: %s: %w: %w", filepath.Join(b.path, configFile), err, errdefs.ErrInvalidArgument)
 }
 
 func readBundle(path string) (*bundle, error) {
@@ -65,38 +72,56 @@ func readBundle(path string) (*bundle, error) {
 }
 
 // cgroup is the cgroup that the bundle names for the container id.
-func (b *bundle) cgroup(id string) (*cgroup.Cgroup, error) {
+func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
 	if b.spec.Linux == nil {
-		return cgroup.New("", id, nil)
+		return cgroup.New("", id, nil, systemd)
 	}
-	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources)
+	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, systemd)
 }
 
-func (b *bundle) check() error {
+// walls are those of the container. What a wasm container cannot be made of is an
+// error that unwraps to [errdefs.ErrInvalidArgument].
+func (b *bundle) walls() (_ sandbox.Config, err error) {
+	defer func() {
+		if err != nil {
+			err = b.invalid(err)
+		}
+	}()
 	s := b.spec
-	switch {
-	case s.Process == nil:
-		return errors.New("process is missing")
-	case len(s.Process.Args) == 0:
-		return errors.New("process.args is empty: nothing to run")
-	case !filepath.IsAbs(s.Process.Cwd):
-		return fmt.Errorf("process.cwd %q: not an absolute path", s.Process.Cwd)
-	case s.Root == nil || s.Root.Path == "":
-		return errors.New("root.path is missing")
-	case s.Linux == nil:
-		return errors.New("linux is missing: not the configuration of a Linux container")
+	if err := checkProcess(s.Process); err != nil {
+		return sandbox.Config{}, err
+	}
+	if s.Linux == nil {
+		return sandbox.Config{}, errors.New("linux is missing: not the configuration of a Linux container")
 	}
 	for _, m := range s.Mounts {
 		if !filepath.IsAbs(m.Destination) {
-			return fmt.Errorf("mount %s: the destination is not an absolute path", m.Destination)
+			return sandbox.Config{}, fmt.Errorf("mount %s: the destination is not an absolute path", m.Destination)
 		}
 	}
-	w, err := b.walls()
+	ns, err := sandbox.NewNamespaces(s.Linux.Namespaces)
 	if err != nil {
-		return err
+		return sandbox.Config{}, err
 	}
-	if !w.Namespaces.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
-		return errors.New("hostname: not without a UTS namespace, it would be the host's")
+	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
+		return sandbox.Config{}, errors.New("hostname: not without a UTS namespace, it would be the host's")
+	}
+	c := b.wallsOf(s.Process)
+	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
+	c.Readonly, c.Mounts = s.Root.Readonly, s.Mounts
+	c.Hostname, c.Domainname = s.Hostname, s.Domainname
+	return c, nil
+}
+
+// checkProcess looks for what no process can be made of.
+func checkProcess(p *specs.Process) error {
+	switch {
+	case p == nil:
+		return errors.New("process is missing")
+	case len(p.Args) == 0:
+		return errors.New("process.args is empty: nothing to run")
+	case !filepath.IsAbs(p.Cwd):
+		return fmt.Errorf("process.cwd %q: not an absolute path", p.Cwd)
 	}
 	return nil
 }
@@ -112,23 +137,9 @@ func (b *bundle) rootfs() string {
 	return filepath.Join(b.path, b.spec.Root.Path)
 }
 
-// walls are those of the container's first process.
-func (b *bundle) walls() (sandbox.Config, error) {
-	p := b.spec.Process
-	ns, err := sandbox.NewNamespaces(b.spec.Linux.Namespaces)
-	c := sandbox.Config{
-		Base:        b.path,
-		Rootfs:      b.rootfs(),
-		Readonly:    b.spec.Root.Readonly,
-		Mounts:      b.spec.Mounts,
-		Namespaces:  ns,
-		Hostname:    b.spec.Hostname,
-		Domainname:  b.spec.Domainname,
-		Cwd:         p.Cwd,
-		User:        p.User,
-		Rlimits:     p.Rlimits,
-		OOMScoreAdj: p.OOMScoreAdj,
-	}
+// wallsOf are the walls of a process, as far as they are its own.
+func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
+	c := sandbox.Config{Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
 	// What an exec leaves a process of: root the effective set, others the
 	// ambient one only: capabilities(7).
 	if caps := p.Capabilities; caps != nil && p.User.UID == 0 {
@@ -136,12 +147,64 @@ func (b *bundle) walls() (sandbox.Config, error) {
 	} else if caps != nil {
 		c.Capabilities = caps.Ambient
 	}
-	return c, err
+	return c
 }
 
-// instanceConfig is what the container's first process is told.
-func (b *bundle) instanceConfig() instance.Config {
-	p := b.spec.Process
+// linuxProgram is the path of the entry point if that is a Linux program.
+func (b *bundle) linuxProgram() string {
+	if checkProcess(b.spec.Process) != nil {
+		return ""
+	}
+	entry, f, err := findEntry(b.open, b.spec.Process)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if !errors.Is(module.Check(f), module.ErrLinuxProgram) {
+		return ""
+	}
+	return entry.Path
+}
+
+// open is a [module.FileOpener] for a container that has only its root file system
+// yet: what is to be mounted in it is looked for in its source.
+func (b *bundle) open(path string, flags int) (*os.File, error) {
+	root, rel, covers := b.rootfs(), path, ""
+	for _, m := range b.spec.Mounts {
+		dest := filepath.Clean(m.Destination)
+		below, err := filepath.Rel(dest, path)
+		if err != nil || !filepath.IsLocal(below) || len(dest) < len(covers) {
+			continue
+		}
+		root, rel, covers = "", below, dest
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			root = m.Source
+		}
+	}
+	if root == "" {
+		return nil, &os.PathError{Op: "open", Path: path, Err: unix.ENOENT}
+	}
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(b.path, root)
+	}
+	if rel == "." {
+		return os.OpenFile(root, flags, 0)
+	}
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return sandbox.OpenInRoot(int(dir.Fd()), rel, flags)
+}
+
+// findEntry looks up what a process is to run.
+func findEntry(open module.FileOpener, p *specs.Process) (module.Entry, *os.File, error) {
+	return module.Find(open, p.Args[0], p.Cwd, searchPath(p))
+}
+
+// instanceConfig is what the child that is the process is told.
+func instanceConfig(p *specs.Process) instance.Config {
 	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits}
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
@@ -149,9 +212,9 @@ func (b *bundle) instanceConfig() instance.Config {
 	return c
 }
 
-// searchPath is the PATH of the container's environment.
-func (b *bundle) searchPath() (path string) {
-	for _, kv := range b.spec.Process.Env {
+// searchPath is the PATH of the process's environment.
+func searchPath(p *specs.Process) (path string) {
+	for _, kv := range p.Env {
 		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
 			path = v // the last one, as for a process that reads them in turn
 		}

@@ -46,7 +46,11 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 		"arguments of the wrong type": `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if b, err := loadBundle(writeConfig(t, config)); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			b, err := loadBundle(writeConfig(t, config))
+			if err == nil {
+				_, err = b.walls()
+			}
+			if !errors.Is(err, errdefs.ErrInvalidArgument) {
 				t.Errorf("got %+v, %v, want %v", b, err, errdefs.ErrInvalidArgument)
 			}
 		})
@@ -105,7 +109,7 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 			if !slices.Equal(w.Capabilities, tt.capabilities) {
 				t.Errorf("got %v, want %v", w.Capabilities, tt.capabilities)
 			}
-			if got := b.instanceConfig().Umask; got != tt.umask {
+			if got := instanceConfig(b.spec.Process).Umask; got != tt.umask {
 				t.Errorf("got umask %#o, want %#o", got, tt.umask)
 			}
 		})
@@ -123,8 +127,7 @@ func TestTheLastPATHIsSearched(t *testing.T) {
 		{[]string{"PATH=/bin", "A=B", "PATH=/usr/bin:/x=y"}, "/usr/bin:/x=y"},
 		{[]string{"PATH=/bin", "PATH="}, ""},
 	} {
-		b := &bundle{spec: &spec{Process: &specs.Process{Env: tt.env}}}
-		if got := b.searchPath(); got != tt.want {
+		if got := searchPath(&specs.Process{Env: tt.env}); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.env, got, tt.want)
 		}
 	}

@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
+	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/stdio"
@@ -37,54 +42,48 @@ type host struct {
 
 // A container is one wasm container.
 //
-//	newContainer   mounts, cgroup, instance process: walled in, module loaded, parked
-//	start          the guest runs
-//	supervise      the guest has ended: exit.json, TaskExit, done
-//	remove         everything newContainer made is gone
+//	newContainer   mounts, cgroup, the first process: launched, not started
+//	exec           another process, in the walls of the first
+//	remove         everything there was is gone
 type container struct {
 	id      string
 	bundle  *bundle
 	host    *host
-	streams *streams
 	cgroup  *cgroup.Cgroup
 	mounted bool
 	init    *process
 
-	mu      sync.Mutex
-	phase   phase         // guarded by mu
-	settled chan struct{} // guarded by mu; closed when no start is in flight
-	exit    exitStatus    // valid once done is closed
-	done    chan struct{} // closed once the exit has been recorded and sent
+	// alive ends with the first process, and with it the launch of any other.
+	alive context.Context
+	end   context.CancelCauseFunc
+
+	mu    sync.Mutex
+	execs map[string]*process // guarded by mu
+	ended bool                // guarded by mu; no exec may be started any more
 }
+
+var errLinuxContainer = errors.New("not a wasm container")
 
 // newContainer does all that can be done before the guest may run, and all that
 // can fail. When it fails it leaves nothing behind.
-func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_ *container, err error) {
-	c := &container{id: r.ID, host: h, phase: created, settled: make(chan struct{}), done: make(chan struct{})}
-	close(c.settled)
-	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("checkpoint: not supported: %w", errdefs.ErrInvalidArgument)
-	}
+//
+// The error unwraps to [errLinuxContainer] where the container is one, and nothing
+// has been touched then that its own service would want to find untouched.
+func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, opts *options.Options) (_ *container, err error) {
+	c := &container{id: r.ID, host: h, execs: map[string]*process{}}
+	c.alive, c.end = context.WithCancelCause(context.WithoutCancel(ctx))
 	err = telemetry.Stage(ctx, telemetry.BundleLoad, func(context.Context) (err error) {
-		if c.bundle, err = loadBundle(r.Bundle); err != nil {
-			return err
-		}
-		c.cgroup, err = c.bundle.cgroup(r.ID)
+		c.bundle, err = loadBundle(r.Bundle)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	// The cgroup is made while the rest is: on version 1 that is dozens of writes.
-	cgroupMade := sync.OnceValue(func() error {
-		return telemetry.Stage(ctx, telemetry.CgroupCreate, func(context.Context) error { return c.cgroup.Create() })
-	})
-	go cgroupMade() // waited for on every way out of here
+	var cgroupMade func() error
 	defer func() {
 		if err != nil {
-			_ = cgroupMade() // only that it has ended counts here
-			if c.init != nil {
-				_ = c.init.kill(unix.SIGKILL) // gone already, or will be
+			if cgroupMade != nil {
+				_ = cgroupMade() // only that it has ended counts here
 			}
 			// A cancelled request is a common reason to be here.
 			if e := c.tearDown(context.WithoutCancel(ctx)); e != nil {
@@ -92,39 +91,44 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest) (_
 			}
 		}
 	}()
-	c.streams, err = openStreams(stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
-	if err != nil {
-		return nil, err
-	}
 	if err := telemetry.Stage(ctx, telemetry.RootfsMount, func(context.Context) error { return c.mountRootfs(r) }); err != nil {
 		return nil, err
 	}
-	for attempt := 1; ; attempt++ {
-		c.init, err = c.launch(ctx, cgroupMade)
-		if err == nil {
-			break
-		}
-		// The broken entry has been dropped; a second one would be no accident.
-		var e *instance.Error
-		if !errors.As(err, &e) || e.Kind != instance.StaleCache || attempt == 2 {
-			return nil, classify(err)
-		}
-		log.G(ctx).WithError(err).WithField("id", c.id).Warn("compile cache: entry dropped, compiling again")
+	if path := c.bundle.linuxProgram(); path != "" {
+		return nil, fmt.Errorf("entry point %s: %w", path, errLinuxContainer)
 	}
-	c.streams.handOver()
-	if err := shim.WritePidFile(c.bundle.path+"/"+pidFile, c.init.pid); err != nil {
+	cfg, err := c.bundle.walls()
+	if err != nil {
+		return nil, err
+	}
+	if r.Checkpoint != "" {
+		return nil, fmt.Errorf("checkpoint: not supported for wasm containers: %w", errdefs.ErrInvalidArgument)
+	}
+	// For `delete`, which is told no options.
+	if err := runc.WriteOptions(r.Bundle, opts); err != nil {
+		return nil, err
+	}
+	if c.cgroup, err = c.bundle.cgroup(r.ID, opts.SystemdCgroup); err != nil {
+		return nil, err
+	}
+	// The cgroup is made while the rest is: on version 1 that is dozens of writes.
+	cgroupMade = sync.OnceValue(func() error {
+		return telemetry.Stage(ctx, telemetry.CgroupCreate, func(context.Context) error { return c.cgroup.Create() })
+	})
+	go cgroupMade() // waited for on every way out of here
+	s, err := openStreams(stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	if err != nil {
+		return nil, err
+	}
+	c.init = newProcess(c, "", c.bundle.spec.Process, s)
+	if err := c.init.launch(ctx, cfg, cgroupMade); err != nil {
+		return nil, err
+	}
+	if err := shim.WritePidFile(c.bundle.path+"/"+pidFile, c.init.child.pid); err != nil {
+		_ = c.init.child.kill(unix.SIGKILL) // gone already, or will be
 		return nil, fmt.Errorf("pid file: %w", err)
 	}
 	return c, nil
-}
-
-// classify gives the error of an instance process the class containerd knows.
-func classify(err error) error {
-	var e *instance.Error
-	if errors.As(err, &e) && e.Kind == instance.BadRequest {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return err
 }
 
 func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
@@ -145,95 +149,6 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	return nil
 }
 
-// launch starts the instance process and sees it through to the point where it
-// is walled in, has loaded the module, and waits to be started.
-func (c *container) launch(ctx context.Context, cgroupMade func() error) (_ *process, err error) {
-	cfg, err := c.bundle.walls()
-	if err != nil {
-		return nil, err
-	}
-	walls, err := sandbox.NewWalls(cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer walls.Close()
-	if err := cgroupMade(); err != nil {
-		return nil, err
-	}
-	var p *process
-	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		p, err = startProcess(ctx, c.host.spawner, instance.RoleInstance, c.bundle.instanceConfig(), walls, c.cgroup, c.streams.child)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })
-	err = c.wallIn(ctx, p, walls)
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err == nil {
-		return p, nil
-	}
-	p.destroy()
-	return nil, err
-}
-
-// wallIn builds the walls around p, which is starting up meanwhile, and has it
-// load the module in between: see packages sandbox and instance.
-func (c *container) wallIn(ctx context.Context, p *process, walls *sandbox.Walls) error {
-	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(context.Context) error {
-		if err := walls.Limit(p.pid); err != nil {
-			return err
-		}
-		return walls.Build()
-	})
-	if err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
-	}
-	entry, artifact, err := c.resolve(ctx, walls)
-	if err != nil {
-		return err
-	}
-	err = walls.Attach(artifact.Dir)
-	artifact.Dir.Close()
-	if err != nil {
-		return err
-	}
-	err = p.ask(instance.Message{Load: &entry})
-	var e *instance.Error
-	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, c.host.cache.Drop(artifact.Digest))
-	}
-	if err != nil {
-		return err
-	}
-	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
-}
-
-// resolve finds the module, and what it was compiled to; or has it compiled.
-func (c *container) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.Entry, _ *module.Artifact, err error) {
-	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve)
-	defer func() { telemetry.End(span, err) }()
-	p := c.bundle.spec.Process
-	entry, f, err := module.Find(walls.Open, p.Args[0], p.Cwd, c.bundle.searchPath())
-	if err != nil {
-		return entry, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	defer f.Close()
-	span.SetAttributes(telemetry.ModulePath.String(entry.Path))
-	if err := module.Check(f); err != nil {
-		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
-	}
-	a, err := c.host.cache.Get(ctx, f, c.host.compile)
-	if err != nil {
-		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
-	}
-	span.SetAttributes(telemetry.ModuleDigest.String(a.Digest), telemetry.ModuleSize.Int64(a.Size), telemetry.CacheHit.Bool(a.Hit))
-	return entry, a, nil
-}
-
 // compile is a [module.Compiler]: a process of its own, without a root file
 // system, a network or a user, that ends with the compilation.
 func (h *host) compile(ctx context.Context, f, dir *os.File) error {
@@ -251,7 +166,7 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 		return err
 	}
 	defer walls.Close()
-	p, err := startProcess(ctx, h.spawner, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	p, err := startChild(ctx, h.spawner, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -270,139 +185,196 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	return err
 }
 
-// supervise sees the container's first process to its end. It runs from the
-// moment the task's creation has been announced.
-func (c *container) supervise() {
-	<-c.init.exited
-	c.mu.Lock()
-	settled := c.settled
-	c.mu.Unlock()
-	<-settled // the exit must not overtake the start
-
-	c.exit = exitStatus{At: c.init.at, Pid: c.init.pid, Status: c.init.reported()}
-	c.init.relay.Finish(c.exit.At, c.exit.Status, killedBy(c.exit.Status, c.init.status))
-	if err := c.exit.write(c.bundle.path); err != nil {
-		log.L.WithError(err).WithField("id", c.id).Error("record exit")
+// exec adds a process, which is launched when it is started.
+func (c *container) exec(execID string, spec *specs.Process, paths stdio.Stdio) error {
+	if err := checkProcess(spec); err != nil {
+		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
 	}
-	c.mu.Lock()
-	err := c.phase.to(stopped)
-	c.mu.Unlock()
-	if err != nil {
-		log.L.WithError(err).WithField("id", c.id).Error("record exit")
-	}
-	c.host.outbox.send(taskExit(c.id, c.id, c.exit))
-	close(c.done)
-}
-
-// killedBy is the reason of a run that a signal ended.
-func killedBy(reported, status int) error {
-	if status <= 128 {
-		return nil
-	}
-	return fmt.Errorf("ended by signal %d", reported-128)
-}
-
-// start lets the guest run. One of several at the same time gets to do it.
-func (c *container) start(ctx context.Context) (pid int, err error) {
-	c.mu.Lock()
-	if err := c.phase.to(starting); err != nil {
-		c.mu.Unlock()
-		return 0, fmt.Errorf("start %s: %w", c.id, err)
-	}
-	settled := make(chan struct{})
-	c.settled = settled
-	c.mu.Unlock()
-	defer close(settled)
-
-	// A process that was killed in the meantime has been started all the same:
-	// its exit follows.
-	if err := c.init.control.Send(instance.Message{Start: &instance.Start{TraceContext: c.init.relay.Offer(ctx)}}); err != nil {
-		log.G(ctx).WithError(err).WithField("id", c.id).Debug("start: the process is gone")
-	}
-	c.host.outbox.send(taskStart(c.id, c.init.pid))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.init.pid, c.phase.to(running)
+	if _, taken := c.execs[execID]; taken {
+		return fmt.Errorf("exec %s: %w", execID, errdefs.ErrAlreadyExists)
+	}
+	if err := c.acceptsExecLocked(); err != nil {
+		return fmt.Errorf("exec %s: %w", execID, err)
+	}
+	s, err := openStreams(paths)
+	if err != nil {
+		return fmt.Errorf("exec %s: %w", execID, err)
+	}
+	c.execs[execID] = newProcess(c, execID, spec, s)
+	c.host.outbox.send(&eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: execID})
+	return nil
 }
 
-func (c *container) kill(sig unix.Signal) error {
-	select {
-	case <-c.done:
-		return fmt.Errorf("container %s: its process has exited: %w", c.id, errdefs.ErrNotFound)
-	default:
+var errEnded = fmt.Errorf("the container's first process has exited: %w", errdefs.ErrFailedPrecondition)
+
+// acceptsExecLocked says why a process cannot be added or started.
+func (c *container) acceptsExecLocked() error {
+	if c.ended {
+		return errEnded
+	}
+	if phase, _ := c.init.state(); phase == pausing || phase == paused {
+		return fmt.Errorf("the container is %s: %w", phase, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// launchExec launches a process in the namespaces, the files and the cgroup of
+// the first one.
+func (c *container) launchExec(ctx context.Context, p *process) error {
+	c.mu.Lock()
+	err := c.acceptsExecLocked()
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.alive, func() { cancel(context.Cause(c.alive)) })()
+	cfg := c.bundle.wallsOf(p.spec)
+	cfg.Base, cfg.Rootfs, cfg.Namespaces = c.bundle.path, "/", sandbox.NamespacesOf(c.init.child.pid)
+	err = p.launch(ctx, cfg, func() error {
+		// The files of its namespaces are open by now, and were its own if it lives.
+		return c.init.child.kill(0)
+	})
+	if e := context.Cause(ctx); e != nil {
+		return e
+	}
+	return err
+}
+
+// endExecs ends what has been started beside the first process, once that has
+// exited; the exits of all come before its own.
+func (c *container) endExecs() {
+	c.mu.Lock()
+	c.ended = true
+	execs := slices.Collect(maps.Values(c.execs))
+	c.mu.Unlock()
+	c.end(errEnded)
+	for _, p := range execs {
+		<-p.startSettled()
+		if phase, _ := p.state(); phase != running {
+			continue
+		}
+		_ = p.kill(unix.SIGKILL) // gone already, or will be
+		<-p.done
+	}
+}
+
+// process finds a process of the container; an empty id is the first one's.
+func (c *container) process(execID string) (*process, error) {
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[execID]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("container %q: exec %q: %w", c.id, execID, errdefs.ErrNotFound)
+}
+
+// pause stops the guests where they are.
+func (c *container) pause() error {
+	p := c.init
+	if err := p.become(pausing); err != nil {
+		return fmt.Errorf("pause %s: %w", c.id, err)
+	}
+	if err := c.cgroup.Freeze(); err != nil {
+		return errors.Join(err, p.become(running))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.phase.to(paused); err != nil { // it has ended meanwhile
+		return errors.Join(fmt.Errorf("pause %s: %w", c.id, err), c.cgroup.Thaw())
+	}
+	c.host.outbox.send(&eventstypes.TaskPaused{ContainerID: c.id})
+	return nil
+}
+
+// resume lets the guests go on.
+func (c *container) resume() error {
+	p := c.init
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase != paused {
+		return fmt.Errorf("resume %s: it is not paused: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.cgroup.Thaw(); err != nil {
+		return err
+	}
+	c.host.outbox.send(&eventstypes.TaskResumed{ContainerID: c.id})
+	return p.phase.to(running)
+}
+
+// killAll ends every process of the container for the given signal.
+func (c *container) killAll(sig unix.Signal) error {
+	c.mu.Lock()
+	execs := slices.Collect(maps.Values(c.execs))
+	c.mu.Unlock()
+	for _, p := range execs {
+		// One that has not been started, or is gone, needs none.
+		if err := p.kill(sig); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+			return err
+		}
 	}
 	return c.init.kill(sig)
 }
 
-// wait waits for the exit, or for ctx.
-func (c *container) wait(ctx context.Context) (exitStatus, error) {
-	select {
-	case <-c.done:
-		return c.exit, nil
-	case <-ctx.Done():
-		return exitStatus{}, ctx.Err()
+// removeExec removes an exec that has exited, or was never started.
+func (c *container) removeExec(p *process) (exitStatus, error) {
+	if err := p.claimRemoval(); err != nil {
+		return exitStatus{}, err
 	}
-}
-
-// state is what the container is doing, and its exit if it has come to that.
-func (c *container) state() (phase, exitStatus) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	select {
-	case <-c.done:
-		return c.phase, c.exit
-	default:
-	}
-	if c.phase == stopped {
-		return running, exitStatus{} // the exit is being recorded
-	}
-	return c.phase, exitStatus{}
+	delete(c.execs, p.execID)
+	c.mu.Unlock()
+	return p.exit, p.release()
 }
 
 // remove undoes newContainer, once the process has exited; one that was never
 // started is killed first. It may be called again when it failed.
 func (c *container) remove(ctx context.Context) (exitStatus, error) {
-	if p, _ := c.state(); p == created {
-		if err := c.kill(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+	p := c.init
+	if phase, _ := p.state(); phase == created {
+		if err := p.kill(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			return exitStatus{}, err
 		}
-		if _, err := c.wait(ctx); err != nil {
+		if _, err := p.wait(ctx); err != nil {
 			return exitStatus{}, err
 		}
 	}
-	c.mu.Lock()
-	select {
-	case <-c.done:
-	default:
-		c.mu.Unlock()
-		return exitStatus{}, fmt.Errorf("delete %s: its process is running: %w", c.id, errdefs.ErrFailedPrecondition)
+	if err := p.claimRemoval(); err != nil {
+		return exitStatus{}, err
 	}
-	err := c.phase.to(deleting)
-	c.mu.Unlock()
-	if err != nil {
-		return exitStatus{}, fmt.Errorf("delete %s: %w", c.id, err)
-	}
-	err = c.tearDown(context.WithoutCancel(ctx))
+	err := c.tearDown(context.WithoutCancel(ctx))
 	next := deleted
 	if err != nil {
 		next = stopped
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.exit, errors.Join(err, c.phase.to(next))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit, errors.Join(err, p.phase.to(next))
 }
 
 // tearDownTimeout bounds a removal; containerd gives up on it after a while.
 const tearDownTimeout = 10 * time.Second
 
-// tearDown removes what newContainer made, as far as it got. Its process has
-// exited, or there is none.
+// tearDown removes what newContainer made, as far as it got, and the execs that
+// are left. No process runs, or will within moments.
 func (c *container) tearDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tearDownTimeout)
 	defer cancel()
 	var errs []error
+	c.mu.Lock()
+	for id, p := range c.execs {
+		errs = append(errs, p.release())
+		delete(c.execs, id)
+	}
+	c.mu.Unlock()
 	if c.init != nil {
-		c.init.release()
+		errs = append(errs, c.init.release())
 	}
 	if c.mounted {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.RootfsUnmount, func(context.Context) error {
@@ -413,10 +385,9 @@ func (c *container) tearDown(ctx context.Context) error {
 			return nil
 		}))
 	}
-	errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
-	if c.streams != nil {
-		c.streams.handOver()
-		errs = append(errs, c.streams.close())
+	if c.cgroup != nil {
+		errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
 	}
+	c.end(nil)
 	return errors.Join(errs...)
 }

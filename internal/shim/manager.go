@@ -20,6 +20,7 @@ import (
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types"
 	runcmanager "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
+	runcshim "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
@@ -218,7 +219,11 @@ func removeCgroup(path, id string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", configFile, err)
 	}
-	c, err := b.cgroup(id)
+	opts, err := runcshim.ReadOptions(path)
+	if err != nil {
+		return err
+	}
+	c, err := b.cgroup(id, opts.GetSystemdCgroup())
 	if err != nil {
 		return err
 	}

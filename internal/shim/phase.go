@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/containerd/containerd/api/types/task"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 )
 
@@ -16,6 +16,8 @@ const (
 	created  phase = "created"
 	starting phase = "starting" // a Start is in flight; a client sees "created"
 	running  phase = "running"
+	pausing  phase = "pausing"
+	paused   phase = "paused"
 	stopped  phase = "stopped"
 	deleting phase = "deleting" // a Delete is in flight; a client sees "stopped"
 	deleted  phase = "deleted"
@@ -23,9 +25,11 @@ const (
 
 // transitions are the legal moves.
 var transitions = map[phase][]phase{
-	created:  {starting, stopped},
-	starting: {running, stopped},
-	running:  {stopped},
+	created:  {starting, stopped, deleting}, // deleting: only an exec
+	starting: {created, running, stopped},   // created: the attempt failed; only an exec's can
+	running:  {pausing, stopped},
+	pausing:  {paused, running, stopped}, // running: it could not be frozen
+	paused:   {running, stopped},
 	stopped:  {deleting},
 	deleting: {stopped, deleted}, // stopped: something could not be removed; try again
 }
@@ -54,14 +58,18 @@ func (p *phase) to(next phase) error {
 }
 
 // status is the phase as containerd knows it.
-func (p phase) status() task.Status {
+func (p phase) status() tasktypes.Status {
 	switch p {
 	case created, starting:
-		return task.Status_CREATED
+		return tasktypes.Status_CREATED
 	case running:
-		return task.Status_RUNNING
+		return tasktypes.Status_RUNNING
+	case pausing:
+		return tasktypes.Status_PAUSING
+	case paused:
+		return tasktypes.Status_PAUSED
 	case stopped, deleting:
-		return task.Status_STOPPED
+		return tasktypes.Status_STOPPED
 	}
-	return task.Status_UNKNOWN
+	return tasktypes.Status_UNKNOWN
 }

@@ -5,17 +5,19 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/containerd/containerd/api/types/task"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 )
 
-var phases = []phase{created, starting, running, stopped, deleting, deleted}
+var phases = []phase{created, starting, running, pausing, paused, stopped, deleting, deleted}
 
 func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 	legal := map[phase][]phase{
-		created:  {starting, stopped},
-		starting: {running, stopped},
-		running:  {stopped},
+		created:  {starting, stopped, deleting},
+		starting: {created, running, stopped},
+		running:  {pausing, stopped},
+		pausing:  {paused, running, stopped},
+		paused:   {running, stopped},
 		stopped:  {deleting},
 		deleting: {stopped, deleted},
 	}
@@ -46,9 +48,10 @@ func TestAProcessOnlyMakesLegalMoves(t *testing.T) {
 }
 
 func TestAClientSeesAPhaseOnceItIsReached(t *testing.T) {
-	want := map[phase]task.Status{
-		created: task.Status_CREATED, starting: task.Status_CREATED, running: task.Status_RUNNING,
-		stopped: task.Status_STOPPED, deleting: task.Status_STOPPED, deleted: task.Status_UNKNOWN,
+	want := map[phase]tasktypes.Status{
+		created: tasktypes.Status_CREATED, starting: tasktypes.Status_CREATED, running: tasktypes.Status_RUNNING,
+		pausing: tasktypes.Status_PAUSING, paused: tasktypes.Status_PAUSED,
+		stopped: tasktypes.Status_STOPPED, deleting: tasktypes.Status_STOPPED, deleted: tasktypes.Status_UNKNOWN,
 	}
 	for _, p := range phases {
 		if got := p.status(); got != want[p] {

@@ -104,15 +104,20 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	stop.RegisterCallback(func(context.Context) error { return socket.remove() })
+	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
 		spawner.Close()
+		if err := linux.close(); err != nil {
+			return err
+		}
 		return outbox.close()
 	})
 	task := &service{
-		host:       &host{spawner: spawner, cache: cache, outbox: outbox},
-		shutdown:   stop.Shutdown,
-		containers: map[string]*container{},
+		host:     &host{spawner: spawner, cache: cache, outbox: outbox},
+		linux:    linux,
+		shutdown: stop.Shutdown,
+		tasks:    map[string]*task{},
 	}
 	watching, unwatch := context.WithCancel(ctx)
 	watched := make(chan struct{})

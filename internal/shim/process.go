@@ -2,229 +2,341 @@ package shim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
 	"sync"
-	"syscall"
-	"time"
 
-	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	eventstypes "github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
+	"github.com/containerd/log"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
-// A process is one re-execution of this binary: an instance process or a compile
-// process.
-type process struct {
-	role    string
-	pid     int
-	pidfd   *os.File // stays this process's, also when the pid has been used again
-	control *instance.Conn
-	relay   *telemetry.Relay // nil when not traced
-
-	exited chan struct{} // closed once the process is gone
-	status int           // valid once exited is closed; of the process, see reported
-	at     time.Time     // valid once exited is closed
-
-	mu     sync.Mutex
-	signal unix.Signal // guarded by mu; asked for with kill
-}
-
-// startProcess re-executes this binary in the given role, inside the given walls
-// and cgroup. The process is told cfg and has nothing of the shim's environment
-// but, when ctx has a span, that.
+// A process is one of a container, as containerd knows them: the first one, or an
+// exec. What runs is its child.
 //
-// The caller closes the streams it gave, and must call release when the process
-// has exited.
-func startProcess(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *process, err error) {
-	config, err := memfd("config", cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer config.Close()
-	control, theirs, err := instance.NewConn()
-	if err != nil {
-		return nil, err
-	}
-	defer theirs.Close()
-	p := &process{role: role, control: control, exited: make(chan struct{})}
+//	launch      walled in, module loaded, parked: when the container is created, or
+//	            as part of an exec's start
+//	start       the guest runs
+//	supervise   the guest has ended: TaskExit, done
+//	release     nothing is left
+type process struct {
+	execID    string // empty for the first one
+	container *container
+	spec      *specs.Process
+	streams   *streams
 
-	cmd := &exec.Cmd{
-		Path:       executable,
-		Args:       []string{runtimeBinary, role},
-		Env:        []string{}, // not nil, which would be the shim's
-		ExtraFiles: []*os.File{theirs, config},
-	}
-	// Through a variable of an interface type a nil *os.File would not be nil.
-	if streams[0] != nil {
-		cmd.Stdin = streams[0]
-	}
-	if streams[1] != nil {
-		cmd.Stdout = streams[1]
-	}
-	if streams[2] != nil {
-		cmd.Stderr = streams[2]
-	}
-	if tc := telemetry.Inject(ctx); tc != "" {
-		r, w, err := os.Pipe()
-		if err != nil {
-			control.Close()
-			return nil, err
-		}
-		defer w.Close()
-		p.relay = telemetry.NewRelay(r)
-		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+p.relay.Offer(ctx))
-		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
-	}
-	pidfd := -1
-	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
-	var exits chan runc.Exit
-	err = w.Start(s, place, cmd.SysProcAttr, func() (err error) {
-		exits, err = reaper.Default.Start(cmd)
-		return err
-	})
-	if err != nil {
-		control.Close()
-		return nil, fmt.Errorf("start %s process: %w", role, err)
-	}
-	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
-	go p.wait(cmd, exits)
-	return p, nil
+	mu      sync.Mutex
+	phase   phase         // guarded by mu
+	child   *child        // guarded by mu; nil until launched
+	settled chan struct{} // guarded by mu; closed when no start is in flight
+	exit    exitStatus    // valid once done is closed
+	done    chan struct{} // closed once the exit has been recorded and sent
 }
 
-// wait is the only place that waits for the process. It ends with it.
-func (p *process) wait(cmd *exec.Cmd, exits chan runc.Exit) {
-	for e := range exits {
-		if e.Pid == p.pid {
-			p.status, p.at = e.Status, e.Timestamp
-			break
-		}
+func newProcess(c *container, execID string, spec *specs.Process, s *streams) *process {
+	p := &process{
+		execID: execID, container: c, spec: spec, streams: s,
+		phase: created, settled: make(chan struct{}), done: make(chan struct{}),
 	}
-	reaper.Default.Unsubscribe(exits)
-	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
-	close(p.exited)
+	close(p.settled)
+	return p
 }
 
-// ask tells the process what to do next, and waits until it is ready. A process
-// that has ended instead is an error that says so.
-func (p *process) ask(m instance.Message, files ...*os.File) error {
-	err := p.control.Send(m, files...)
-	var answer instance.Message
-	if err == nil {
-		answer, _, err = p.control.Receive(0)
+// id is what events call the process.
+func (p *process) id() string {
+	if p.execID == "" {
+		return p.container.id
 	}
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
-		_ = p.kill(unix.SIGKILL) // it has closed its end at least
-		<-p.exited
-		return fmt.Errorf("the %s process ended with status %d before it was ready", p.role, p.status)
-	case err == nil && !answer.Ready:
-		return fmt.Errorf("the %s process is not ready", p.role)
+	return p.execID
+}
+
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.child == nil {
+		return 0
+	}
+	return p.child.pid
+}
+
+// launch starts the child, inside the walls that cfg describes, and sees it
+// through to the point where it has loaded the module and waits to be started. It
+// calls cgroupMade before there is a child.
+func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade func() error) error {
+	for attempt := 1; ; attempt++ {
+		c, err := p.tryLaunch(ctx, cfg, cgroupMade)
+		if err == nil {
+			p.mu.Lock()
+			p.child = c
+			p.mu.Unlock()
+			p.streams.handOver()
+			return nil
+		}
+		var e *instance.Error
+		if !errors.As(err, &e) || e.Kind != instance.StaleCache || attempt == 2 {
+			return classify(err)
+		}
+		// The broken entry has been dropped; a second one would be no accident.
+		log.G(ctx).WithError(err).WithField("id", p.id()).Warn("compile cache: entry dropped, compiling again")
+	}
+}
+
+// classify gives the error of an instance process the class containerd knows.
+func classify(err error) error {
+	var e *instance.Error
+	if errors.As(err, &e) && e.Kind == instance.BadRequest {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return err
 }
 
-// release frees what the shim holds of a process that has exited.
-func (p *process) release() {
-	<-p.exited
-	p.mu.Lock() // a kill may be looking at it
-	defer p.mu.Unlock()
-	p.control.Close()
-	p.pidfd.Close()
+func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade func() error) (_ *child, err error) {
+	walls, err := sandbox.NewWalls(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer walls.Close()
+	if err := cgroupMade(); err != nil {
+		return nil, err
+	}
+	var c *child
+	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
+		c, err = startChild(ctx, p.container.host.spawner, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.kill(unix.SIGKILL) })
+	err = p.wallIn(ctx, c, walls)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		return c, nil
+	}
+	c.destroy()
+	return nil, err
 }
 
-// kill ends the process for the given signal, or delivers it when it is not one
-// that ends a process by default.
-//
-// A guest can handle no signal, and the process must end even while compiled
-// code spins and none of its goroutines can run. So the kernel gets SIGKILL, and
-// the client the status it expects of its signal: see reported.
-//
-// # Errors
-//
-//   - [errdefs.ErrInvalidArgument]: no such signal
-//   - [errdefs.ErrNotFound]: the process is gone
-func (p *process) kill(sig unix.Signal) error {
-	if sig < 0 || sig > lastSignal {
-		return fmt.Errorf("signal %d: %w", int(sig), errdefs.ErrInvalidArgument)
+// wallIn builds the walls around c, which is starting up meanwhile, and has it
+// load the module in between: see packages sandbox and instance.
+func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) error {
+	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(context.Context) error {
+		if err := walls.Limit(c.pid); err != nil {
+			return err
+		}
+		return walls.Build()
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
+	}
+	entry, artifact, err := p.resolve(ctx, walls)
+	if err != nil {
+		return err
+	}
+	err = walls.Attach(artifact.Dir)
+	artifact.Dir.Close()
+	if err != nil {
+		return err
+	}
+	err = c.ask(instance.Message{Load: &entry})
+	var e *instance.Error
+	if errors.As(err, &e) && e.Kind == instance.StaleCache {
+		err = errors.Join(err, p.container.host.cache.Drop(artifact.Digest))
+	}
+	if err != nil {
+		return err
+	}
+	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
+}
+
+// resolve finds the module, and what it was compiled to; or has it compiled.
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.Entry, _ *module.Artifact, err error) {
+	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve)
+	defer func() { telemetry.End(span, err) }()
+	entry, f, err := findEntry(walls.Open, p.spec)
+	if err != nil {
+		return entry, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer f.Close()
+	span.SetAttributes(telemetry.ModulePath.String(entry.Path))
+	if err := module.Check(f); err != nil {
+		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
+	}
+	host := p.container.host
+	a, err := host.cache.Get(ctx, f, host.compile)
+	if err != nil {
+		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+	}
+	span.SetAttributes(telemetry.ModuleDigest.String(a.Digest), telemetry.ModuleSize.Int64(a.Size), telemetry.CacheHit.Bool(a.Hit))
+	return entry, a, nil
+}
+
+// start lets the guest run. One of several at the same time gets to do it.
+func (p *process) start(ctx context.Context) (pid int, err error) {
+	c := p.container
+	p.mu.Lock()
+	if err := p.phase.to(starting); err != nil {
+		p.mu.Unlock()
+		return 0, fmt.Errorf("start %s: %w", p.id(), err)
+	}
+	settled := make(chan struct{})
+	p.settled = settled
+	p.mu.Unlock()
+	defer close(settled)
+
+	if p.execID != "" {
+		if err := c.launchExec(ctx, p); err != nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return 0, errors.Join(fmt.Errorf("exec %s: %w", p.execID, err), p.phase.to(created))
+		}
+	}
+	// A child that was killed in the meantime has been started all the same: its
+	// exit follows.
+	err = p.child.control.Send(instance.Message{Start: &instance.Start{TraceContext: p.child.relay.Offer(ctx)}})
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("id", p.id()).Debug("start: the process is gone")
+	}
+	if p.execID == "" {
+		c.host.outbox.send(taskStart(c.id, p.child.pid))
+	} else {
+		c.host.outbox.send(&eventstypes.TaskExecStarted{ContainerID: c.id, ExecID: p.execID, Pid: uint32(p.child.pid)})
+		go p.supervise() // ends with the child, which ends with the shim
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.child.pid, p.phase.to(running)
+}
+
+// supervise sees the process to its end. It runs from the moment its existence
+// has been announced.
+func (p *process) supervise() {
+	c := p.container
+	<-p.child.exited
+	<-p.startSettled() // the exit must not overtake the start
+	if p.execID == "" {
+		c.endExecs()
+	}
+	p.exit = exitStatus{At: p.child.at, Pid: p.child.pid, Status: p.child.reported()}
+	p.child.relay.Finish(p.exit.At, p.exit.Status, killedBy(p.exit.Status, p.child.status))
+	if p.execID == "" {
+		if err := p.exit.write(c.bundle.path); err != nil {
+			log.L.WithError(err).WithField("id", p.id()).Error("record exit")
+		}
+	}
+	p.mu.Lock()
+	err := p.phase.to(stopped)
+	p.mu.Unlock()
+	if err != nil {
+		log.L.WithError(err).WithField("id", p.id()).Error("record exit")
+	}
+	c.host.tellOOM(c.id, c.cgroup)
+	c.host.outbox.send(taskExit(c.id, p.id(), p.exit))
+	close(p.done)
+}
+
+// startSettled is closed when no start is in flight.
+func (p *process) startSettled() chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.settled
+}
+
+// killedBy is the reason of a run that a signal ended.
+func killedBy(reported, status int) error {
+	if status <= 128 {
+		return nil
+	}
+	return fmt.Errorf("ended by signal %d", reported-128)
+}
+
+func (p *process) kill(sig unix.Signal) error {
 	select {
-	case <-p.exited:
-		return fmt.Errorf("process %d has exited: %w", p.pid, errdefs.ErrNotFound)
+	case <-p.done:
+		return fmt.Errorf("%s: its process has exited: %w", p.id(), errdefs.ErrNotFound)
 	default:
 	}
-	deliver := sig
-	if terminates(sig) {
-		deliver = unix.SIGKILL
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.execID != "" && (p.phase == created || p.phase == starting) {
+		return fmt.Errorf("exec %s: has not been started: %w", p.execID, errdefs.ErrFailedPrecondition)
 	}
-	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), deliver, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("process %d has exited: %w", p.pid, errdefs.ErrNotFound)
+	if err := p.child.kill(sig); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("signal %d to process %d: %w", int(sig), p.pid, err)
-	}
-	if deliver == unix.SIGKILL && p.signal == 0 {
-		p.signal = sig
+	if terminates(sig) && (p.phase == pausing || p.phase == paused) {
+		return p.container.cgroup.Thaw() // on version 1 a process that is frozen does not die
 	}
 	return nil
 }
 
-// destroy kills the process and waits for its end.
-func (p *process) destroy() {
-	_ = p.kill(unix.SIGKILL) // gone already, or will be
-	p.release()
-	p.relay.Finish(p.at, p.status, nil)
-}
-
-// reported is the status containerd is told. Valid once exited is closed.
-func (p *process) reported() int {
+// become moves the process to the next phase.
+func (p *process) become(next phase) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.signal != 0 && p.status == 128+int(unix.SIGKILL) {
-		return 128 + int(p.signal)
-	}
-	return p.status
+	return p.phase.to(next)
 }
 
-// lastSignal is the kernel's SIGRTMAX.
-const lastSignal unix.Signal = 64
-
-// terminates tells whether a signal ends a process that does not handle it:
-// signal(7).
-func terminates(sig unix.Signal) bool {
-	switch sig {
-	case 0, unix.SIGCHLD, unix.SIGCONT, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGURG, unix.SIGWINCH:
-		return false
+// wait waits for the exit, or for ctx.
+func (p *process) wait(ctx context.Context) (exitStatus, error) {
+	select {
+	case <-p.done:
+		return p.exit, nil
+	case <-ctx.Done():
+		return exitStatus{}, ctx.Err()
 	}
-	return true
 }
 
-// memfd is a file in memory with v as JSON.
-func memfd(name string, v any) (*os.File, error) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
+// state is what the process is doing, and its exit if it has come to that.
+func (p *process) state() (phase, exitStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.phase, p.exit
+	default:
 	}
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
+	if p.phase == stopped {
+		return running, exitStatus{} // the exit is being recorded
 	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("memfd: %w", err)
+	return p.phase, exitStatus{}
+}
+
+// claimRemoval makes the caller the one who removes the process.
+func (p *process) claimRemoval() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.execID != "" && p.phase == created {
+		return p.phase.to(deleting)
 	}
-	return f, nil
+	select {
+	case <-p.done:
+	default:
+		return fmt.Errorf("delete %s: its process is running: %w", p.id(), errdefs.ErrFailedPrecondition)
+	}
+	if err := p.phase.to(deleting); err != nil {
+		return fmt.Errorf("delete %s: %w", p.id(), err)
+	}
+	return nil
+}
+
+// release frees what the shim holds of a process that runs no more, or never has.
+func (p *process) release() error {
+	p.mu.Lock()
+	c := p.child
+	p.mu.Unlock()
+	if c != nil {
+		c.release()
+	}
+	p.streams.handOver()
+	return p.streams.close()
 }

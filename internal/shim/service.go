@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -9,34 +10,62 @@ import (
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/containerd/v2/pkg/protobuf"
+	"github.com/containerd/containerd/api/types/runc/options"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/gone"
 )
 
 // service is the task service, version 3: each call looks its container up and
-// leaves the work to it. Errors unwrap to errdefs'; they are put on the wire in
+// leaves the work to that. Errors unwrap to errdefs'; they are put on the wire in
 // one place, see [plugin].
 //
 // See https://github.com/containerd/containerd/blob/main/docs/runtime-v2.md.
 type service struct {
 	host     *host
+	linux    *linux
 	shutdown func()
 
 	mu sync.Mutex
 	// guarded by mu; nil while a Create is in flight
-	containers map[string]*container
+	tasks map[string]*task
 	// guarded by mu; there has been a container
 	used bool
 	// guarded by mu; Shutdown was called while a Create was in flight, given up by
 	// its client and not ended yet
 	wanted bool
+}
+
+// A task is a container as the service has it: a wasm container answers for
+// itself, for all Linux containers there is one service.
+type task struct {
+	bundle string
+	backend
+}
+
+// backend are the calls that are about a container there is.
+type backend interface {
+	Start(context.Context, *taskapi.StartRequest) (*taskapi.StartResponse, error)
+	Wait(context.Context, *taskapi.WaitRequest) (*taskapi.WaitResponse, error)
+	Kill(context.Context, *taskapi.KillRequest) (*ptypes.Empty, error)
+	Delete(context.Context, *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error)
+	State(context.Context, *taskapi.StateRequest) (*taskapi.StateResponse, error)
+	Pids(context.Context, *taskapi.PidsRequest) (*taskapi.PidsResponse, error)
+	Connect(context.Context, *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error)
+	Exec(context.Context, *taskapi.ExecProcessRequest) (*ptypes.Empty, error)
+	ResizePty(context.Context, *taskapi.ResizePtyRequest) (*ptypes.Empty, error)
+	CloseIO(context.Context, *taskapi.CloseIORequest) (*ptypes.Empty, error)
+	Pause(context.Context, *taskapi.PauseRequest) (*ptypes.Empty, error)
+	Resume(context.Context, *taskapi.ResumeRequest) (*ptypes.Empty, error)
+	Checkpoint(context.Context, *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error)
+	Update(context.Context, *taskapi.UpdateTaskRequest) (*ptypes.Empty, error)
+	Stats(context.Context, *taskapi.StatsRequest) (*taskapi.StatsResponse, error)
 }
 
 var empty = &ptypes.Empty{}
@@ -59,7 +88,7 @@ func (s *service) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.mu.Lock()
-		used, busy := s.used, len(s.containers) > 0
+		used, busy := s.used, len(s.tasks) > 0
 		s.mu.Unlock()
 		if used {
 			return
@@ -74,119 +103,81 @@ func (s *service) watch(ctx context.Context) {
 	}
 }
 
-// get finds the container of a call that names no exec.
-func (s *service) get(id, execID string) (*container, error) {
+// get finds the container of a call.
+func (s *service) get(id string) (*task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.containers[id]
-	if c == nil {
-		return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+	if t := s.tasks[id]; t != nil {
+		return t, nil
 	}
-	if execID != "" {
-		return nil, fmt.Errorf("container %q: exec %q: %w", id, execID, errdefs.ErrNotFound)
-	}
-	return c, nil
-}
-
-// unsupported is the answer to a call that is not there: the container must be.
-func (s *service) unsupported(id, call string) (*ptypes.Empty, error) {
-	if _, err := s.get(id, ""); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%s of a wasm container: %w", call, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 }
 
 // Create makes the container and its parked process.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	if _, err := readOptions(r.Options); err != nil {
+	opts, err := readOptions(r.Options)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	_, taken := s.containers[r.ID]
+	_, taken := s.tasks[r.ID]
 	if !taken {
-		s.containers[r.ID] = nil
+		s.tasks[r.ID] = nil
 	}
 	s.mu.Unlock()
 	if taken {
 		return nil, fmt.Errorf("container %q: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	c, err := newContainer(ctx, s.host, r)
+	t, pid, err := s.create(ctx, r, opts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		delete(s.containers, r.ID)
-		if s.wanted && len(s.containers) == 0 {
+		delete(s.tasks, r.ID)
+		if s.wanted && len(s.tasks) == 0 {
 			s.shutdown()
 		}
 		return nil, err
 	}
-	s.containers[r.ID], s.wanted, s.used = c, false, true
+	s.tasks[r.ID], s.wanted, s.used = t, false, true
+	return &taskapi.CreateTaskResponse{Pid: pid}, nil
+}
+
+func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *options.Options) (*task, uint32, error) {
+	c, err := newContainer(ctx, s.host, r, opts)
+	if errors.Is(err, errLinuxContainer) {
+		b, pid, err := s.linux.create(ctx, r, opts)
+		return &task{r.Bundle, b}, pid, err
+	}
+	if err != nil {
+		return nil, 0, err
+	}
 	s.host.outbox.send(&eventstypes.TaskCreate{
 		ContainerID: r.ID,
 		Bundle:      r.Bundle,
 		Rootfs:      r.Rootfs,
 		IO:          &eventstypes.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
-		Pid:         uint32(c.init.pid),
+		Pid:         uint32(c.init.child.pid),
 	})
-	go c.supervise() // ends with the process, which ends with the shim
-	return &taskapi.CreateTaskResponse{Pid: uint32(c.init.pid)}, nil
+	go c.init.supervise() // ends with the process, which ends with the shim
+	return &task{r.Bundle, c}, uint32(c.init.child.pid), nil
 }
 
-// Start lets the guest run.
-func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
-	c, err := s.get(r.ID, r.ExecID)
-	if err != nil {
-		return nil, err
-	}
-	pid, err := c.start(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
-}
-
-// Wait answers when the process has exited and the client goes away not.
-func (s *service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	c, err := s.get(r.ID, r.ExecID)
-	if err != nil {
-		return nil, err
-	}
-	e, err := c.wait(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &taskapi.WaitResponse{ExitStatus: uint32(e.Status), ExitedAt: protobuf.ToTimestamp(e.At)}, nil
-}
-
-// Kill ends the guest for a signal. A guest is one process, so All is no more.
-func (s *service) Kill(_ context.Context, r *taskapi.KillRequest) (*ptypes.Empty, error) {
-	c, err := s.get(r.ID, r.ExecID)
-	if err != nil {
-		return nil, err
-	}
-	if r.Signal > uint32(lastSignal) {
-		return nil, fmt.Errorf("signal %d: %w", r.Signal, errdefs.ErrInvalidArgument)
-	}
-	return empty, c.kill(unix.Signal(r.Signal))
-}
-
-// Delete removes a container whose process has exited or never ran.
+// Delete removes a process that has exited or never ran; the first one with its
+// container.
 func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	c, err := s.get(r.ID, r.ExecID)
+	t, err := s.get(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	e, err := c.remove(ctx)
-	if err != nil {
-		return nil, err
+	resp, err := native(t.Delete(ctx, r))
+	if err != nil || r.ExecID != "" {
+		return resp, err
 	}
 	s.mu.Lock()
-	delete(s.containers, r.ID)
+	delete(s.tasks, r.ID)
 	s.mu.Unlock()
-	resp := &taskapi.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: protobuf.ToTimestamp(e.At)}
-	s.host.outbox.send(&eventstypes.TaskDelete{ContainerID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
 	if answer, err := proto.Marshal(resp); err == nil {
-		err = gone.Record(c.bundle.path, answer)
+		err = gone.Record(t.bundle, answer)
 		if err != nil {
 			log.G(ctx).WithError(err).Debug("record deletion") // `delete` will look for itself
 		}
@@ -194,110 +185,138 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return resp, nil
 }
 
-// State answers at once, whatever the container is doing.
-func (s *service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
-	c, err := s.get(r.ID, r.ExecID)
-	if err != nil {
-		return nil, err
-	}
-	p, e := c.state()
-	resp := &taskapi.StateResponse{
-		ID: r.ID, Bundle: c.bundle.path, Pid: uint32(c.init.pid), Status: p.status(),
-		Stdin: c.streams.paths.Stdin, Stdout: c.streams.paths.Stdout, Stderr: c.streams.paths.Stderr,
-		Terminal: c.streams.paths.Terminal,
-	}
-	if !e.At.IsZero() {
-		resp.ExitStatus, resp.ExitedAt = uint32(e.Status), protobuf.ToTimestamp(e.At)
-	}
-	return resp, nil
-}
-
-// Pids lists the processes of a container.
-func (s *service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
-	c, err := s.get(r.ID, "")
-	if err != nil {
-		return nil, err
-	}
-	resp := &taskapi.PidsResponse{}
-	if _, e := c.state(); e.At.IsZero() {
-		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: uint32(c.init.pid)})
-	}
-	return resp, nil
-}
-
 // Connect answers for any id: containerd asks it of a shim it finds after its
 // own restart.
-func (s *service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	resp := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}
-	if c, err := s.get(r.ID, ""); err == nil {
-		resp.TaskPid = uint32(c.init.pid)
-	}
-	return resp, nil
-}
-
-// CloseIO ends the standard input.
-func (s *service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*ptypes.Empty, error) {
-	c, err := s.get(r.ID, r.ExecID)
+func (s *service) Connect(ctx context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
+	t, err := s.get(r.ID)
 	if err != nil {
-		return nil, err
+		return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}, nil
 	}
-	if !r.Stdin {
-		return empty, nil
-	}
-	return empty, c.streams.closeStdin()
+	return native(t.Connect(ctx, r))
 }
 
 // Shutdown ends the shim after its last container. It may be called again.
 func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*ptypes.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) == 0 {
+	if len(s.tasks) == 0 {
 		s.shutdown()
 	}
-	for _, c := range s.containers {
-		s.wanted = s.wanted || c == nil
+	for _, t := range s.tasks {
+		s.wanted = s.wanted || t == nil
 	}
 	return empty, nil
 }
 
-func (s *service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Exec")
-}
-
-func (s *service) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "ResizePty")
-}
-
-func (s *service) Pause(_ context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Pause")
-}
-
-func (s *service) Resume(_ context.Context, r *taskapi.ResumeRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Resume")
-}
-
-func (s *service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Checkpoint")
-}
-
-func (s *service) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
-	return s.unsupported(r.ID, "Update")
-}
-
-func (s *service) Stats(_ context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	_, err := s.unsupported(r.ID, "Stats")
-	return nil, err
-}
-
-func taskStart(id string, pid int) *eventstypes.TaskStart {
-	return &eventstypes.TaskStart{ContainerID: id, Pid: uint32(pid)}
-}
-
-// taskExit is the exit of a process; for a container's first one both ids are
-// the container's.
-func taskExit(containerID, id string, e exitStatus) *eventstypes.TaskExit {
-	return &eventstypes.TaskExit{
-		ContainerID: containerID, ID: id, Pid: uint32(e.Pid),
-		ExitStatus: uint32(e.Status), ExitedAt: protobuf.ToTimestamp(e.At),
+func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
 	}
+	return native(t.Start(ctx, r))
+}
+
+func (s *service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Wait(ctx, r))
+}
+
+func (s *service) Kill(ctx context.Context, r *taskapi.KillRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Kill(ctx, r))
+}
+
+func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.State(ctx, r))
+}
+
+func (s *service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Pids(ctx, r))
+}
+
+func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Exec(ctx, r))
+}
+
+func (s *service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.ResizePty(ctx, r))
+}
+
+func (s *service) CloseIO(ctx context.Context, r *taskapi.CloseIORequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.CloseIO(ctx, r))
+}
+
+func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Pause(ctx, r))
+}
+
+func (s *service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Resume(ctx, r))
+}
+
+func (s *service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Checkpoint(ctx, r))
+}
+
+func (s *service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Update(ctx, r))
+}
+
+func (s *service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+	t, err := s.get(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return native(t.Stats(ctx, r))
+}
+
+// native takes an error off the wire: the service for Linux containers has put its
+// own there already.
+func native[T any](resp T, err error) (T, error) {
+	if _, ok := status.FromError(err); ok {
+		err = errgrpc.ToNative(err)
+	}
+	return resp, err
 }

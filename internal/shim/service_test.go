@@ -14,12 +14,12 @@ import (
 
 func newTestService() (s *service, shutdowns *int) {
 	n := new(int)
-	return &service{host: &host{}, shutdown: func() { *n++ }, containers: map[string]*container{}}, n
+	return &service{host: &host{}, shutdown: func() { *n++ }, tasks: map[string]*task{}}, n
 }
 
 func TestACallForAContainerThatIsNotThereIsNotFound(t *testing.T) {
 	s, _ := newTestService()
-	s.containers["creating"] = nil
+	s.tasks["creating"] = nil
 	ctx := context.Background()
 	for _, id := range []string{"none", "creating", ""} {
 		for name, call := range map[string]func() error{
@@ -47,7 +47,7 @@ func TestACallForAContainerThatIsNotThereIsNotFound(t *testing.T) {
 
 func TestAnIDIsTakenFromTheBeginningOfItsCreate(t *testing.T) {
 	s, _ := newTestService()
-	s.containers["creating"] = nil
+	s.tasks["creating"] = nil
 	if _, err := s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "creating"}); !errors.Is(err, errdefs.ErrAlreadyExists) {
 		t.Errorf("got %v, want %v", err, errdefs.ErrAlreadyExists)
 	}
@@ -61,11 +61,11 @@ func TestAnIDIsTakenFromTheBeginningOfItsCreate(t *testing.T) {
 
 func TestAShimIsShutDownWithItsLastContainer(t *testing.T) {
 	s, shutdowns := newTestService()
-	s.containers["c1"] = &container{}
+	s.tasks["c1"] = &task{}
 	if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != 0 {
 		t.Errorf("with a container: got %v, %d shutdowns", err, *shutdowns)
 	}
-	delete(s.containers, "c1")
+	delete(s.tasks, "c1")
 	for want := 1; want <= 2; want++ {
 		if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != want {
 			t.Errorf("without one: got %v, %d shutdowns, want %d", err, *shutdowns, want)
@@ -98,7 +98,7 @@ func TestAShimThatNobodyKnowsOfEnds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s, shutdowns := newTestService()
 				if tt.creating {
-					s.containers["c1"] = nil
+					s.tasks["c1"] = nil
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 10*orphanTime)
 				defer cancel()

@@ -49,29 +49,33 @@ func withCaller(ctx context.Context) context.Context {
 	return telemetry.ExtractHeaders(ctx, headers)
 }
 
-func (t *tracedService) start(ctx context.Context, name, id string, links ...trace.Link) (context.Context, trace.Span) {
-	return telemetry.StartOperation(ctx, t.provider, name,
+func (t *tracedService) start(ctx context.Context, name, id, execID string, links ...trace.Link) (context.Context, trace.Span) {
+	ctx, span := telemetry.StartOperation(ctx, t.provider, name,
 		trace.WithSpanKind(trace.SpanKindServer), trace.WithLinks(links...),
 		trace.WithAttributes(telemetry.ContainerID.String(id), telemetry.ContainerdNamespace.String(t.namespace)))
+	if execID != "" {
+		span.SetAttributes(telemetry.ExecID.String(execID))
+	}
+	return ctx, span
 }
 
 // operation runs f in a span of the container's trace, which f may add to.
-func (t *tracedService) operation(ctx context.Context, name, id string, f func(context.Context, trace.Span) error) error {
+func (t *tracedService) operation(ctx context.Context, name, id, execID string, f func(context.Context, trace.Span) error) error {
 	ctx = withCaller(ctx)
 	theirs := trace.SpanContextFromContext(ctx)
 	t.mu.Lock()
 	ours, known := t.roots[id]
 	t.mu.Unlock()
 	if !known || ours.TraceID() == theirs.TraceID() {
-		ctx, span := t.start(ctx, name, id)
+		ctx, span := t.start(ctx, name, id, execID)
 		err := f(ctx, span)
 		telemetry.End(span, err)
 		return err
 	}
-	octx, span := t.start(trace.ContextWithRemoteSpanContext(ctx, ours), name, id)
+	octx, span := t.start(trace.ContextWithRemoteSpanContext(ctx, ours), name, id, execID)
 	call := trace.Span(nil)
 	if theirs.IsValid() {
-		_, call = t.start(ctx, name, id, trace.Link{SpanContext: span.SpanContext()})
+		_, call = t.start(ctx, name, id, execID, trace.Link{SpanContext: span.SpanContext()})
 		span.AddLink(trace.Link{SpanContext: call.SpanContext()})
 	}
 	err := f(octx, span)
@@ -86,7 +90,7 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	ctx = withCaller(ctx)
 	t.boot.Do(func() { ctx = telemetry.StartShim(ctx, t.provider) })
 	root := trace.SpanContextFromContext(ctx)
-	ctx, span := t.start(ctx, telemetry.TaskCreate, r.ID)
+	ctx, span := t.start(ctx, telemetry.TaskCreate, r.ID, "")
 	if !root.IsValid() {
 		root = span.SpanContext()
 	}
@@ -102,33 +106,68 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 }
 
 func (t *tracedService) Start(ctx context.Context, r *taskapi.StartRequest) (resp *taskapi.StartResponse, err error) {
-	return resp, t.operation(ctx, telemetry.TaskStart, r.ID, func(ctx context.Context, span trace.Span) error {
+	err = t.operation(ctx, telemetry.TaskStart, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
 		if resp, err = t.TTRPCTaskService.Start(ctx, r); err == nil {
 			span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
 		}
 		return err
 	})
+	return resp, err
 }
 
 func (t *tracedService) Wait(ctx context.Context, r *taskapi.WaitRequest) (resp *taskapi.WaitResponse, err error) {
-	return resp, t.operation(ctx, telemetry.TaskWait, r.ID, func(ctx context.Context, span trace.Span) error {
+	err = t.operation(ctx, telemetry.TaskWait, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
 		if resp, err = t.TTRPCTaskService.Wait(ctx, r); err == nil {
 			span.SetAttributes(telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
 		}
 		return err
 	})
+	return resp, err
 }
 
 func (t *tracedService) Kill(ctx context.Context, r *taskapi.KillRequest) (resp *ptypes.Empty, err error) {
-	return resp, t.operation(ctx, telemetry.TaskKill, r.ID, func(ctx context.Context, span trace.Span) error {
+	err = t.operation(ctx, telemetry.TaskKill, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
 		span.SetAttributes(telemetry.KillSignal.Int(int(r.Signal)))
 		resp, err = t.TTRPCTaskService.Kill(ctx, r)
 		return err
 	})
+	return resp, err
+}
+
+func (t *tracedService) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (resp *ptypes.Empty, err error) {
+	err = t.operation(ctx, telemetry.TaskExec, r.ID, r.ExecID, func(ctx context.Context, _ trace.Span) error {
+		resp, err = t.TTRPCTaskService.Exec(ctx, r)
+		return err
+	})
+	return resp, err
+}
+
+func (t *tracedService) Pause(ctx context.Context, r *taskapi.PauseRequest) (resp *ptypes.Empty, err error) {
+	err = t.operation(ctx, telemetry.TaskPause, r.ID, "", func(ctx context.Context, _ trace.Span) error {
+		resp, err = t.TTRPCTaskService.Pause(ctx, r)
+		return err
+	})
+	return resp, err
+}
+
+func (t *tracedService) Resume(ctx context.Context, r *taskapi.ResumeRequest) (resp *ptypes.Empty, err error) {
+	err = t.operation(ctx, telemetry.TaskResume, r.ID, "", func(ctx context.Context, _ trace.Span) error {
+		resp, err = t.TTRPCTaskService.Resume(ctx, r)
+		return err
+	})
+	return resp, err
+}
+
+func (t *tracedService) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (resp *ptypes.Empty, err error) {
+	err = t.operation(ctx, telemetry.TaskUpdate, r.ID, "", func(ctx context.Context, _ trace.Span) error {
+		resp, err = t.TTRPCTaskService.Update(ctx, r)
+		return err
+	})
+	return resp, err
 }
 
 func (t *tracedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (resp *taskapi.DeleteResponse, err error) {
-	return resp, t.operation(ctx, telemetry.TaskDelete, r.ID, func(ctx context.Context, span trace.Span) error {
+	err = t.operation(ctx, telemetry.TaskDelete, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
 		if resp, err = t.TTRPCTaskService.Delete(ctx, r); err == nil {
 			span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)), telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
 			if r.ExecID == "" {
@@ -139,4 +178,5 @@ func (t *tracedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (r
 		}
 		return err
 	})
+	return resp, err
 }

@@ -27,6 +27,10 @@ const (
 	TaskStart  = "task.start"
 	TaskWait   = "task.wait"
 	TaskKill   = "task.kill"
+	TaskExec   = "task.exec"
+	TaskPause  = "task.pause"
+	TaskResume = "task.resume"
+	TaskUpdate = "task.update"
 	TaskDelete = "task.delete"
 
 	BundleLoad    = "bundle.load"
@@ -52,6 +56,7 @@ const (
 const (
 	ContainerID         = semconv.ContainerIDKey
 	ContainerdNamespace = attribute.Key("containerd.namespace")
+	ExecID              = attribute.Key("containerd.exec.id")
 	ProcessPID          = semconv.ProcessPIDKey
 	ProcessExitCode     = semconv.ProcessExitCodeKey
 	ErrorType           = semconv.ErrorTypeKey

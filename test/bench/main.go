@@ -22,6 +22,7 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -34,6 +35,7 @@ type contender struct {
 	name, runtime string
 	image         containerd.Image
 	args, idle    []string
+	pod           string // whose shim to use; its own where empty
 }
 
 var steps = []string{"create", "start", "exit", "delete", "total"}
@@ -60,7 +62,12 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, n.Close()) }()
+	defer func() {
+		if err != nil {
+			log.Print(n.Log())
+		}
+		err = errors.Join(err, n.Close())
+	}()
 	ctx = n.Context(ctx)
 	image := func(name, file string) containerd.Image {
 		data, e := os.ReadFile(filepath.Join(guests, file))
@@ -75,10 +82,10 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 		return i
 	}
 	contenders := []contender{
-		{"runc, static C", "io.containerd.runc.v2", image("c", "hello-static"), []string{"/app"}, []string{"/app", "idle"}},
-		{"wazero, tiny module", node.Runtime, image("wat", "hello.wasm"), []string{"/app"}, nil},
-		{"wazero, C module", node.Runtime, image("cwasm", "hello-c.wasm"), []string{"/app"}, []string{"/app", "idle"}},
-		{"wazero, Go module", node.Runtime, image("gowasm", "probe.wasm"), []string{"/app", "print", "hello"}, []string{"/app", "idle"}},
+		{"runc, static C", "io.containerd.runc.v2", image("c", "hello-static"), []string{"/app"}, []string{"/app", "idle"}, ""},
+		{"wazero, tiny module", node.Runtime, image("wat", "hello.wasm"), []string{"/app"}, nil, ""},
+		{"wazero, C module", node.Runtime, image("cwasm", "hello-c.wasm"), []string{"/app"}, []string{"/app", "idle"}, ""},
+		{"wazero, Go module", node.Runtime, image("gowasm", "probe.wasm"), []string{"/app", "print", "hello"}, []string{"/app", "idle"}, ""},
 	}
 	if err != nil {
 		return err
@@ -86,37 +93,24 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 	contenders = slices.DeleteFunc(contenders, func(c contender) bool {
 		return c.runtime == node.Runtime && !strings.Contains(c.name, only)
 	})
-	times := make([]map[string][]time.Duration, len(contenders))
-	for i := range times {
-		times[i] = map[string][]time.Duration{}
-	}
-	for round := range rounds + 3 {
-		for i, c := range contenders {
-			t, err := life(ctx, n.Client, c, fmt.Sprintf("b%d-%d", i, round))
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			if round < 3 {
-				continue // warm: the compile cache, the page cache
-			}
-			for k, step := range steps {
-				times[i][step] = append(times[i][step], t[k])
-			}
-		}
-	}
 	fmt.Printf("%d containers of each kind, by turns; milliseconds, p50 (p95), and p50 over runc's\n\n", rounds)
-	fmt.Printf("| %-20s |", "")
-	for _, step := range steps {
-		fmt.Printf(" %-20s |", step)
+	if err := byTurns(ctx, n.Client, contenders, rounds, "b"); err != nil {
+		return err
 	}
-	fmt.Println()
-	for i, c := range contenders {
-		fmt.Printf("| %-20s |", c.name)
-		for _, step := range steps {
-			p50, p95 := quantile(times[i][step], 0.5), quantile(times[i][step], 0.95)
-			fmt.Printf(" %6.1f (%6.1f) %5.2f |", ms(p50), ms(p95), float64(p50)/float64(quantile(times[0][step], 0.5)))
+	fmt.Printf("\nthe same for a further container in a running pod, on the pod's shim\n\n")
+	for i := range contenders {
+		pod, e := startPod(ctx, n.Client, contenders[0], contenders[i].runtime, fmt.Sprintf("pod%d", i))
+		if e != nil {
+			return fmt.Errorf("pod of %s: %w", contenders[i].name, e)
 		}
-		fmt.Println()
+		defer func() { err = errors.Join(err, pod.end(ctx)) }()
+		contenders[i].pod = pod.Container.ID()
+	}
+	if err := byTurns(ctx, n.Client, contenders, rounds, "s"); err != nil {
+		return err
+	}
+	for i := range contenders {
+		contenders[i].pod = ""
 	}
 	fmt.Printf("\ntasks per second, create to delete, %d each\n\n", tasks)
 	for _, parallel := range []int{1, 4} {
@@ -150,6 +144,73 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 	return nil
 }
 
+// byTurns runs containers one at a time and prints what each step took.
+func byTurns(ctx context.Context, client *containerd.Client, contenders []contender, rounds int, prefix string) error {
+	times := make([]map[string][]time.Duration, len(contenders))
+	for i := range times {
+		times[i] = map[string][]time.Duration{}
+	}
+	for round := range rounds + 3 {
+		for i, c := range contenders {
+			t, err := life(ctx, client, c, fmt.Sprintf("%s%d-%d", prefix, i, round))
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			if round < 3 {
+				continue // warm: the compile cache, the page cache
+			}
+			for k, step := range steps {
+				times[i][step] = append(times[i][step], t[k])
+			}
+		}
+	}
+	fmt.Printf("| %-20s |", "")
+	for _, step := range steps {
+		fmt.Printf(" %-20s |", step)
+	}
+	fmt.Println()
+	for i, c := range contenders {
+		fmt.Printf("| %-20s |", c.name)
+		for _, step := range steps {
+			p50, p95 := quantile(times[i][step], 0.5), quantile(times[i][step], 0.95)
+			fmt.Printf(" %6.1f (%6.1f) %5.2f |", ms(p50), ms(p95), float64(p50)/float64(quantile(times[0][step], 0.5)))
+		}
+		fmt.Println()
+	}
+	return nil
+}
+
+// A pod is a running container whose shim others are put on, the way CRI does it:
+// by a sandbox of the same id.
+type pod struct {
+	containerd.Container
+	task    containerd.Task
+	sandbox sandbox.Store
+}
+
+// startPod starts a pod whose first container is an idle Linux one.
+func startPod(ctx context.Context, client *containerd.Client, pause contender, runtime, id string) (*pod, error) {
+	p := &pod{sandbox: client.SandboxStore()}
+	if _, err := p.sandbox.Create(ctx, sandbox.Sandbox{ID: id, Runtime: sandbox.RuntimeOpts{Name: runtime}, Sandboxer: "podsandbox"}); err != nil {
+		return nil, err
+	}
+	pause.runtime, pause.pod = runtime, ""
+	container, err := pause.create(ctx, client, id, pause.idle)
+	if err != nil {
+		return nil, err
+	}
+	p.Container = container
+	if p.task, err = container.NewTask(ctx, cio.NullIO); err != nil {
+		return nil, err
+	}
+	return p, p.task.Start(ctx)
+}
+
+func (p *pod) end(ctx context.Context) error {
+	_, err := p.task.Delete(ctx, containerd.WithProcessKill)
+	return errors.Join(err, p.Delete(ctx, containerd.WithSnapshotCleanup), p.sandbox.Delete(ctx, p.ID()))
+}
+
 // spec is the same for every contender: containerd's default namespaces and
 // mounts, and the limits a pod commonly has.
 func (c contender) spec(args []string) containerd.NewContainerOpts {
@@ -158,8 +219,13 @@ func (c contender) spec(args []string) containerd.NewContainerOpts {
 }
 
 func (c contender) create(ctx context.Context, client *containerd.Client, id string, args []string) (containerd.Container, error) {
-	return client.NewContainer(ctx, id, containerd.WithImage(c.image), containerd.WithNewSnapshot(id, c.image),
-		containerd.WithRuntime(c.runtime, nil), c.spec(args))
+	opts := []containerd.NewContainerOpts{
+		containerd.WithImage(c.image), containerd.WithNewSnapshot(id, c.image), containerd.WithRuntime(c.runtime, nil), c.spec(args),
+	}
+	if c.pod != "" {
+		opts = append(opts, containerd.WithSandbox(c.pod))
+	}
+	return client.NewContainer(ctx, id, opts...)
 }
 
 // life runs one container and times its steps. Metadata and snapshot are made

@@ -30,6 +30,11 @@ func Regular(name string, data []byte) File {
 	return File{Header: tar.Header{Name: name, Mode: 0o644}, Data: data}
 }
 
+// Program is a file with data that everybody may execute.
+func Program(name string, data []byte) File {
+	return File{Header: tar.Header{Name: name, Mode: 0o755}, Data: data}
+}
+
 // Image makes an image of one layer with the given files, and unpacks it. Its
 // configuration is an ordinary Linux one.
 func (n *Node) Image(ctx context.Context, name string, config ocispec.ImageConfig, files ...File) (containerd.Image, error) {

@@ -25,8 +25,9 @@ import (
 // Runtime is the runtime under test.
 const Runtime = "io.containerd.wazero.v1"
 
-// Namespace is the containerd namespace everything is run in.
-const Namespace = "test"
+// Namespace is the containerd namespace everything is run in. Cgroups and runc's
+// state are called after it: it is this program's alone.
+var Namespace = fmt.Sprintf("test-%d", os.Getpid())
 
 // Options are how to start a node. The zero value is fine.
 type Options struct {

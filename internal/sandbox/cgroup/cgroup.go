@@ -6,8 +6,10 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -21,20 +23,35 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
-// Cgroup is the cgroup of one container.
+// Cgroup is the cgroup of one container: of version 1 or 2, and made by ourselves
+// or, as a scope, by systemd. Once it is created its methods may be called at the
+// same time.
 type Cgroup struct {
 	manager cgroups.Manager
-	config  *cgroups.Cgroup
-	ours    bool // there is something to remove
+	name    string
+	ours    bool    // there is something to remove
+	keeper  *keeper // nil without systemd
+
+	mu       sync.Mutex      // also held while a thread of this process is in the cgroup
+	config   *cgroups.Cgroup // its Resources are guarded by mu
+	oomKills uint64          // guarded by mu; those that have been told
 }
 
 // New finds the cgroup of the container id: the one at path, of the OCI
-// specification's cgroupsPath, or one named after the container. It makes nothing
-// yet.
-func New(path, id string, limits *specs.LinuxResources) (*Cgroup, error) {
+// specification's cgroupsPath, or one named after the container. It is systemd's
+// where that is asked for or the path has the shape that systemd's driver takes,
+// `slice:prefix:name`. It makes nothing yet.
+func New(path, id string, limits *specs.LinuxResources, systemd bool) (*Cgroup, error) {
 	config := &cgroups.Cgroup{Resources: &cgroups.Resources{}}
-	if path != "" {
+	switch {
+	case systemd || isScope(path):
+		if err := scope(config, path, id); err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+	case path != "":
 		config.Path = filepath.Clean("/" + path) // lexically, so that no ".." is left
+	default:
+		config.Name = id
 	}
 	if limits != nil {
 		r, err := resources(limits)
@@ -43,19 +60,20 @@ func New(path, id string, limits *specs.LinuxResources) (*Cgroup, error) {
 		}
 		config.Resources = r
 	}
-	if config.Path == "" {
-		config.Name = id
-	}
 	for _, d := range sandbox.Devices {
 		config.Devices = append(config.Devices, &devices.Rule{
 			Type: devices.CharDevice, Major: int64(d.Major), Minor: int64(d.Minor), Permissions: "rwm", Allow: true,
 		})
 	}
+	name := path
+	if name == "" {
+		name = id
+	}
 	m, err := manager.New(config)
 	if err != nil {
-		return nil, fmt.Errorf("cgroup: %w", err)
+		return nil, fmt.Errorf("cgroup %s: %w", name, err)
 	}
-	return &Cgroup{manager: m, config: config}, nil
+	return &Cgroup{manager: m, name: name, config: config}, nil
 }
 
 // Create makes the cgroup, with its limits. One that has processes already is
@@ -66,10 +84,17 @@ func (c *Cgroup) Create() error {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	if len(pids) > 0 {
-		return fmt.Errorf("cgroup %s: in use by process %d", c.config.Path, pids[0])
+		return fmt.Errorf("cgroup %s: in use by process %d", c.name, pids[0])
 	}
 	c.ours = true
-	if err := c.manager.Apply(-1); err != nil {
+	pid := -1
+	if c.config.Systemd {
+		if c.keeper, err = startKeeper(); err != nil {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+		pid = c.keeper.Pid
+	}
+	if err := c.manager.Apply(pid); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	// All limits before any process: while the rules of version 1 are written one
@@ -90,6 +115,11 @@ func (c *Cgroup) Create() error {
 // When the thread cannot come back, StartIn panics: it would hold up the removal
 // of the cgroup for good.
 func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.config.Freezer == cgroups.Frozen {
+		return fmt.Errorf("cgroup %s: frozen", c.name) // so would be the thread
+	}
 	for subsystem, path := range c.manager.GetPaths() {
 		if subsystem == "" { // version 2, which may be there beside version 1
 			dir, err := os.Open(path)
@@ -141,19 +171,105 @@ func ownCgroup(subsystem string) (string, error) {
 // leaves the rest of the machine alone.
 func moveThread(cgroup string) error { return cgroups.WriteFile(cgroup, "tasks", "0") }
 
+// Freeze stops every process in the cgroup where it is. It returns when all have
+// stopped.
+func (c *Cgroup) Freeze() error { return c.freezer(cgroups.Frozen) }
+
+// Thaw lets the processes go on.
+func (c *Cgroup) Thaw() error { return c.freezer(cgroups.Thawed) }
+
+func (c *Cgroup) freezer(state cgroups.FreezerState) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.manager.Freeze(state); err != nil {
+		return fmt.Errorf("cgroup %s: %s: %w", c.name, state, err)
+	}
+	return nil
+}
+
+// Pids are the processes in the cgroup, those below it among them.
+func (c *Cgroup) Pids() ([]int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pidsLocked()
+}
+
+func (c *Cgroup) pidsLocked() ([]int, error) {
+	pids, err := c.manager.GetAllPids()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool { return c.keeper != nil && pid == c.keeper.Pid }), nil
+}
+
+// Paths are the directories of the cgroup, by subsystem; that of version 2 has no
+// name, and may be there beside version 1.
+func (c *Cgroup) Paths() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.manager.GetPaths())
+}
+
+// OOMKills is how often the kernel has killed a process in the cgroup for want of
+// memory.
+func (c *Cgroup) OOMKills() (uint64, error) {
+	n, err := c.manager.OOMKillCount()
+	if err != nil {
+		return 0, fmt.Errorf("cgroup: %w", err)
+	}
+	return n, nil
+}
+
+// NewOOMKills is what OOMKills has grown by since NewOOMKills was last called.
+// The kernel counts before it kills: who has seen the exit sees the count.
+func (c *Cgroup) NewOOMKills() (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, err := c.OOMKills()
+	if err != nil {
+		return 0, err
+	}
+	more := n - c.oomKills
+	c.oomKills = n
+	return more, nil
+}
+
+// Kill kills every process in the cgroup, frozen or not.
+func (c *Cgroup) Kill() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if dir := c.manager.Path(""); cgroups.IsCgroup2UnifiedMode() && c.keeper == nil {
+		err := cgroups.WriteFile(dir, "cgroup.kill", "1")
+		switch {
+		case err == nil, !cgroups.PathExists(dir):
+			return nil
+		case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission): // that was Linux before 5.14
+			return fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	// Frozen meanwhile, so that none starts another that is not in the list.
+	// Version 1 has a process die only when it is thawed.
+	_ = c.manager.Freeze(cgroups.Frozen) // without it, as good as can be
+	pids, err := c.pidsLocked()
+	errs := []error{err}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+		}
+	}
+	if cgroups.PathExists(c.manager.Path("freezer")) {
+		errs = append(errs, c.manager.Freeze(cgroups.Thawed))
+	}
+	return errors.Join(errs...)
+}
+
 // Adopt takes over a cgroup whose maker is gone, and kills every process in it.
 func (c *Cgroup) Adopt() error {
 	c.ours = true
-	pids, err := c.manager.GetAllPids()
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("cgroup: %w", err)
-	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill process %d: %w", pid, err)
-		}
-	}
-	return nil
+	return c.Kill()
 }
 
 // Destroy removes the cgroup that Create made or Adopt took over. A process that
@@ -161,6 +277,11 @@ func (c *Cgroup) Adopt() error {
 func (c *Cgroup) Destroy() error {
 	if !c.ours {
 		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.keeper != nil {
+		_ = c.keeper.Kill() // gone already, when this is a second try
 	}
 	if err := c.manager.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup: %w", err)

@@ -41,7 +41,7 @@ func TestTheClientIsToldTheSignalItSent(t *testing.T) {
 		{"ended by another signal meanwhile", unix.SIGTERM, 139, 139},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := &process{signal: tt.signal, status: tt.status}
+			p := &child{signal: tt.signal, status: tt.status}
 			if got := p.reported(); got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
 			}
@@ -50,7 +50,7 @@ func TestTheClientIsToldTheSignalItSent(t *testing.T) {
 }
 
 func TestASignalThatCannotBeSentHasItsClass(t *testing.T) {
-	gone := &process{pid: 1, exited: make(chan struct{})}
+	gone := &child{pid: 1, exited: make(chan struct{})}
 	close(gone.exited)
 	for _, tt := range []struct {
 		sig  unix.Signal

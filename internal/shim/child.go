@@ -1,0 +1,230 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+)
+
+// A child is one re-execution of this binary: an instance process or a compile
+// process.
+type child struct {
+	role    string
+	pid     int
+	pidfd   *os.File // stays this process's, also when the pid has been used again
+	control *instance.Conn
+	relay   *telemetry.Relay // nil when not traced
+
+	exited chan struct{} // closed once the process is gone
+	status int           // valid once exited is closed; of the process, see reported
+	at     time.Time     // valid once exited is closed
+
+	mu     sync.Mutex
+	signal unix.Signal // guarded by mu; asked for with kill
+}
+
+// startChild re-executes this binary in the given role, inside the given walls
+// and cgroup. The process is told cfg and has nothing of the shim's environment
+// but, when ctx has a span, that.
+//
+// The caller closes the streams it gave, and must call release when the process
+// has exited.
+func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
+	config, err := memfd("config", cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer config.Close()
+	control, theirs, err := instance.NewConn()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	p := &child{role: role, control: control, exited: make(chan struct{})}
+
+	cmd := &exec.Cmd{
+		Path:       executable,
+		Args:       []string{runtimeBinary, role},
+		Env:        []string{}, // not nil, which would be the shim's
+		ExtraFiles: []*os.File{theirs, config},
+	}
+	// Through a variable of an interface type a nil *os.File would not be nil.
+	if streams[0] != nil {
+		cmd.Stdin = streams[0]
+	}
+	if streams[1] != nil {
+		cmd.Stdout = streams[1]
+	}
+	if streams[2] != nil {
+		cmd.Stderr = streams[2]
+	}
+	if tc := telemetry.Inject(ctx); tc != "" {
+		r, w, err := os.Pipe()
+		if err != nil {
+			control.Close()
+			return nil, err
+		}
+		defer w.Close()
+		p.relay = telemetry.NewRelay(r)
+		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+p.relay.Offer(ctx))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
+	}
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
+	var exits chan runc.Exit
+	err = w.Start(s, place, cmd.SysProcAttr, func() (err error) {
+		exits, err = reaper.Default.Start(cmd)
+		return err
+	})
+	if err != nil {
+		control.Close()
+		return nil, fmt.Errorf("start %s process: %w", role, err)
+	}
+	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
+	go p.wait(cmd, exits)
+	return p, nil
+}
+
+// wait is the only place that waits for the process. It ends with it.
+func (p *child) wait(cmd *exec.Cmd, exits chan runc.Exit) {
+	for e := range exits {
+		if e.Pid == p.pid {
+			p.status, p.at = e.Status, e.Timestamp
+			break
+		}
+	}
+	reaper.Default.Unsubscribe(exits)
+	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
+	close(p.exited)
+}
+
+// ask tells the process what to do next, and waits until it is ready. A process
+// that has ended instead is an error that says so.
+func (p *child) ask(m instance.Message, files ...*os.File) error {
+	err := p.control.Send(m, files...)
+	var answer instance.Message
+	if err == nil {
+		answer, _, err = p.control.Receive(0)
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		_ = p.kill(unix.SIGKILL) // it has closed its end at least
+		<-p.exited
+		return fmt.Errorf("the %s process ended with status %d before it was ready", p.role, p.status)
+	case err == nil && !answer.Ready:
+		return fmt.Errorf("the %s process is not ready", p.role)
+	}
+	return err
+}
+
+// release frees what the shim holds of a process that has exited.
+func (p *child) release() {
+	<-p.exited
+	p.mu.Lock() // a kill may be looking at it
+	defer p.mu.Unlock()
+	p.control.Close()
+	p.pidfd.Close()
+}
+
+// kill ends the process for the given signal, or delivers it when it is not one
+// that ends a process by default.
+//
+// A guest can handle no signal, and the process must end even while compiled
+// code spins and none of its goroutines can run. So the kernel gets SIGKILL, and
+// the client the status it expects of its signal: see reported.
+//
+// # Errors
+//
+//   - [errdefs.ErrInvalidArgument]: no such signal
+//   - [errdefs.ErrNotFound]: the process is gone
+func (p *child) kill(sig unix.Signal) error {
+	if sig < 0 || sig > lastSignal {
+		return fmt.Errorf("signal %d: %w", int(sig), errdefs.ErrInvalidArgument)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.exited:
+		return fmt.Errorf("process %d has exited: %w", p.pid, errdefs.ErrNotFound)
+	default:
+	}
+	deliver := sig
+	if terminates(sig) {
+		deliver = unix.SIGKILL
+	}
+	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), deliver, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("process %d has exited: %w", p.pid, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("signal %d to process %d: %w", int(sig), p.pid, err)
+	}
+	if deliver == unix.SIGKILL && p.signal == 0 {
+		p.signal = sig
+	}
+	return nil
+}
+
+// destroy kills the process and waits for its end.
+func (p *child) destroy() {
+	_ = p.kill(unix.SIGKILL) // gone already, or will be
+	p.release()
+	p.relay.Finish(p.at, p.status, nil)
+}
+
+// reported is the status containerd is told. Valid once exited is closed.
+func (p *child) reported() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.signal != 0 && p.status == 128+int(unix.SIGKILL) {
+		return 128 + int(p.signal)
+	}
+	return p.status
+}
+
+// lastSignal is the kernel's SIGRTMAX.
+const lastSignal unix.Signal = 64
+
+// terminates tells whether a signal ends a process that does not handle it:
+// signal(7).
+func terminates(sig unix.Signal) bool {
+	switch sig {
+	case 0, unix.SIGCHLD, unix.SIGCONT, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGURG, unix.SIGWINCH:
+		return false
+	}
+	return true
+}
+
+// memfd is a file in memory with v as JSON.
+func memfd(name string, v any) (*os.File, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	return f, nil
+}
