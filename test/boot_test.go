@@ -96,8 +96,8 @@ func oldStart(t *testing.T, n *node.Node, id, dir string, opts []byte) string {
 	return answer.Address
 }
 
-// shims are the pids of the shim processes that were started for container id.
-func shims(t *testing.T, id string) (pids []int) {
+// shimsOf are the pids of the shim processes that were started for container id.
+func shimsOf(t *testing.T, id string) (pids []int) {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -121,7 +121,7 @@ func shutdown(t *testing.T, r *raw) {
 	}
 	eventually(t, "the shim ends, and its socket goes", func() bool {
 		_, err := os.Lstat(strings.TrimPrefix(r.address, "unix://"))
-		return errors.Is(err, fs.ErrNotExist) && len(shims(t, r.id)) == 0
+		return errors.Is(err, fs.ErrNotExist) && len(shimsOf(t, r.id)) == 0
 	})
 }
 
@@ -377,7 +377,7 @@ func TestContract35StartsAtTheSameTimeConvergeOnOneShim(t *testing.T) {
 					t.Errorf("answers %q and %q", answers[0], a)
 				}
 			}
-			if got := shims(t, id); len(got) != 1 {
+			if got := shimsOf(t, id); len(got) != 1 {
 				t.Errorf("%d shims, want 1", len(got))
 			}
 			shutdown(t, dial(t, n, id, dir, addressOf(t, old, answers[0])))
@@ -400,7 +400,7 @@ func TestContract35AStartThatIsKilledIsNotInTheWayOfTheNext(t *testing.T) {
 		_ = cmd.Wait()
 	}
 	r := start(t, n, id, dir)
-	if got := shims(t, id); len(got) != 1 {
+	if got := shimsOf(t, id); len(got) != 1 {
 		t.Errorf("%d shims, want 1", len(got))
 	}
 	if _, err := r.Create(n.Context(t.Context()), &taskapi.CreateTaskRequest{ID: id, Bundle: dir}); err != nil {

@@ -144,7 +144,7 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 				b := last
 				b.mustCreate(t)
 				b.mustStart(t)
-				pid, streams := b.task.Pid(), b.task.IO()
+				pid := b.task.Pid()
 				for what, restart := range map[string]func() error{
 					"killed": func() error { return errors.Join(n.Halt(syscall.SIGKILL), n.Boot(t.Context())) },
 					"ended":  func() error { return errors.Join(n.Halt(syscall.SIGTERM), n.Boot(t.Context())) },
@@ -152,14 +152,14 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					if err := restart(); err != nil {
 						t.Fatal(err)
 					}
-					if b.reload(t); b.task.Pid() != pid || !b.running(t) {
+					if b.reload(t, false); b.task.Pid() != pid || !b.running(t) {
 						t.Fatalf("containerd %s: pid %d, want %d; running %t", what, b.task.Pid(), pid, b.running(t))
 					}
 				}
 				if err := n.Upgrade(t.Context(), ""); err != nil {
 					t.Fatal(err)
 				}
-				if b.reload(t); b.task.Pid() != pid || !b.running(t) {
+				if b.reload(t, false); b.task.Pid() != pid || !b.running(t) {
 					t.Fatalf("upgraded: pid %d, want %d; running %t", b.task.Pid(), pid, b.running(t))
 				}
 				if err := b.task.Kill(b.ctx, syscall.SIGTERM); err != nil {
@@ -169,10 +169,6 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					t.Errorf("exit status %d, want 143", got)
 				}
 				b.delete(t)
-				streams.Wait()
-				if err := streams.Close(); err != nil {
-					t.Error(err)
-				}
 			})
 			leaves(t, n, before)
 			for _, path := range sockets {
@@ -192,19 +188,6 @@ func socketOf(t *testing.T, n *node.Node, group string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimPrefix(address, "unix://")
-}
-
-// reload finds the task again after a restart of containerd.
-func (b *box) reload(t *testing.T) {
-	t.Helper()
-	c, err := b.node.Client.LoadContainer(b.ctx, b.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Container = c
-	if b.task, err = c.Task(b.ctx, nil); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (b *box) running(t *testing.T) bool {
