@@ -15,6 +15,7 @@ sources := $(shell find cmd internal -name '*.go') go.mod go.sum
 # The pinned programs that tests, demo and benchmark use; each has a module of
 # its own below tools/, which keeps them out of the shim's go.mod.
 containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
+cni        := bin/cni/bridge bin/cni/host-local bin/cni/loopback
 lint       := bin/golangci-lint
 
 # The other versions of containerd in use, for a test that runs on each.
@@ -25,7 +26,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,13 +42,13 @@ install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heed
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
 
-test: build $(containerd) $(others) bin/runc guests ## run all tests, under a real containerd and the race detector; needs root
+test: build $(containerd) $(others) bin/runc $(cni) guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
 	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
 	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 bin/results/*.json)
 
-test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
@@ -73,6 +74,9 @@ $(others): bin/containerd-%: tools/containerd-%/go.mod tools/containerd-%/go.sum
 bin/runc: tools/runc/go.mod tools/runc/go.sum | cc
 	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ github.com/opencontainers/runc
 
+$(cni) &: tools/cni/go.mod tools/cni/go.sum
+	cd tools/cni && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/cni/ tool
+
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
@@ -89,7 +93,7 @@ bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
 	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
 
-bin/guests/hello-static: test/guests/c/hello.c | cc
+bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
 

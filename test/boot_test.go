@@ -30,7 +30,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/opencontainers/runtime-spec/specs-go/features"
+	ocifeatures "github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -677,7 +677,7 @@ func TestContract36Info(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, ok := v.(*features.Features)
+		got, ok := v.(*ocifeatures.Features)
 		if !ok {
 			t.Fatalf("got %T", v)
 		}
@@ -685,7 +685,7 @@ func TestContract36Info(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var runc features.Features
+		var runc ocifeatures.Features
 		if err := json.Unmarshal(out, &runc); err != nil {
 			t.Fatal(err)
 		}

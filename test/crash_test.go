@@ -48,7 +48,7 @@ func (b *box) reload(t *testing.T, attach bool) {
 		t.Fatalf("%s after the restart: %v", b.ID(), err)
 	}
 	b.Container, b.task = c, task
-	if !attach && old != nil { // not reloaded before
+	if !attach && old != nil {
 		t.Cleanup(func() { old.Cancel(); old.Close() })
 	}
 }

@@ -51,15 +51,20 @@ var (
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if shared != nil {
-		if strings.Contains(shared.Log(), "DATA RACE") {
-			fmt.Fprintln(os.Stderr, "the shim has a data race:\n", shared.Log())
+	for _, n := range []*node.Node{shared, pods} {
+		if n == nil {
+			continue
+		}
+		if strings.Contains(n.Log(), "DATA RACE") {
+			fmt.Fprintln(os.Stderr, "the shim has a data race:\n", n.Log())
 			code = 1
 		}
-		if err := shared.Close(); err != nil {
+		if err := n.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "close the node:", err)
 			code = 1
 		}
+	}
+	if spans != nil {
 		spans.Close()
 	}
 	os.Exit(code)
@@ -514,10 +519,15 @@ func elsewhere(n *node.Node, proc string) bool {
 // to end after its answer to Shutdown, one that nobody knows of twice 5 s.
 func leaves(t *testing.T, n *node.Node, before []string) {
 	t.Helper()
+	nothingMore(t, before, func() []string { return traces(t, n) })
+}
+
+func nothingMore(t *testing.T, before []string, now func() []string) {
+	t.Helper()
 	var more []string
 	for range 250 {
 		more = nil
-		for _, s := range traces(t, n) {
+		for _, s := range now() {
 			if !slices.Contains(before, s) {
 				more = append(more, s)
 			}

@@ -42,6 +42,7 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 			}
 			img := app(t, n, "probe.wasm")
 			spin := app(t, n, "spin.wasm")
+			mixed := image(t, n, "mixed", node.Regular("app.wasm", guest(t, "spin.wasm")), node.Program("busybox", guest(t, "busybox")))
 			before := traces(t, n)
 			var groups []string // that had a shim
 			group := func(annotation string) oci.SpecOpts {
@@ -87,8 +88,8 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 			t.Run("a group shares a shim, each is deleted alone", func(t *testing.T) {
 				pod := group("io.kubernetes.cri.sandbox-id")
 				var boxes []*box
-				for range 3 {
-					b := container(t, n, spin, args("/app.wasm"), pod)
+				for _, what := range []oci.SpecOpts{args("/app.wasm"), args("/busybox", "sleep", "1000"), args("/app.wasm")} {
+					b := container(t, n, mixed, what, pod)
 					b.mustCreate(t)
 					b.mustStart(t)
 					boxes = append(boxes, b)

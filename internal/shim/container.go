@@ -140,7 +140,9 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	}
 	mounts := make([]mount.Mount, len(r.Rootfs))
 	for i, m := range r.Rootfs {
-		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+		// Of their own: mounting with mapped ids writes to them, and the service for
+		// Linux containers may have to mount them again.
+		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: slices.Clone(m.Options)}
 	}
 	c.mounted = true // in part, should it fail
 	if err := mount.All(mounts, c.bundle.mountpoint()); err != nil {

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 
+	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	runctask "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
@@ -33,12 +34,16 @@ type linux struct {
 	start     func() (taskapi.TTRPCTaskService, error) // once
 	stop      shutdown.Service                         // of the embedded service alone
 	forwarded chan struct{}                            // closed when it has sent its last event
-	mu        sync.Mutex
-	started   bool // guarded by mu
+
+	mu      sync.Mutex
+	started bool // guarded by mu
+	// guarded by mu; of each container whose exit has not been seen, the deletion
+	// that came before it
+	pending map[string]*eventstypes.TaskDelete
 }
 
 func newLinux(ctx context.Context, o *outbox) *linux {
-	l := &linux{outbox: o, forwarded: make(chan struct{})}
+	l := &linux{outbox: o, forwarded: make(chan struct{}), pending: map[string]*eventstypes.TaskDelete{}}
 	l.ctx, l.stop = shutdown.WithShutdown(ctx)
 	l.start = sync.OnceValues(func() (taskapi.TTRPCTaskService, error) {
 		s, err := runctask.NewTaskService(l.ctx, (*publisher)(l), l.stop)
@@ -87,7 +92,31 @@ func (l *linux) close() error {
 type publisher linux
 
 // Publish implements [events.Publisher]. The topic is that of the event's type.
+//
+// The embedded service answers Wait before it sends the exit, and a client that
+// deletes at once may have that told first: Publish holds it back.
 func (p *publisher) Publish(_ context.Context, _ string, event events.Event) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch e := event.(type) {
+	case *eventstypes.TaskCreate:
+		p.pending[e.ContainerID] = nil
+	case *eventstypes.TaskDelete:
+		if _, early := p.pending[e.ContainerID]; early {
+			p.pending[e.ContainerID] = e
+			return nil
+		}
+	case *eventstypes.TaskExit:
+		if e.ID != e.ContainerID {
+			break
+		}
+		p.outbox.send(e)
+		if deleted := p.pending[e.ContainerID]; deleted != nil {
+			p.outbox.send(deleted)
+		}
+		delete(p.pending, e.ContainerID)
+		return nil
+	}
 	p.outbox.send(event)
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -128,17 +129,23 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	if taken {
 		return nil, fmt.Errorf("container %q: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	t, pid, err := s.create(ctx, r, opts)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
+	var t *task // none yet when create panics, which must not keep the id
+	var pid uint32
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t != nil {
+			s.tasks[r.ID], s.wanted, s.used = t, false, true
+			return
+		}
 		delete(s.tasks, r.ID)
 		if s.wanted && len(s.tasks) == 0 {
 			s.shutdown()
 		}
+	}()
+	if t, pid, err = s.create(ctx, r, opts); err != nil {
 		return nil, err
 	}
-	s.tasks[r.ID], s.wanted, s.used = t, false, true
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
@@ -146,7 +153,10 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts
 	c, err := newContainer(ctx, s.host, r, opts)
 	if errors.Is(err, errLinuxContainer) {
 		b, pid, err := s.linux.create(ctx, r, opts)
-		return &task{r.Bundle, b}, pid, err
+		if err != nil {
+			return nil, 0, err
+		}
+		return &task{r.Bundle, b}, pid, nil
 	}
 	if err != nil {
 		return nil, 0, err
@@ -240,12 +250,23 @@ func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.
 	return native(t.State(ctx, r))
 }
 
+// Pids are never none: containerd takes a container without processes that it
+// finds at its own start for a leak, and nobody would hear how it has ended. The
+// first process of one that has exited stays on the list until Delete.
 func (s *service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	t, err := s.get(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return native(t.Pids(ctx, r))
+	resp, err := native(t.Pids(ctx, r))
+	if err != nil || len(resp.Processes) > 0 {
+		return resp, err
+	}
+	state, err := native(t.State(ctx, &taskapi.StateRequest{ID: r.ID}))
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: state.Pid}}}, nil
 }
 
 func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {

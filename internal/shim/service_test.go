@@ -59,6 +59,32 @@ func TestAnIDIsTakenFromTheBeginningOfItsCreate(t *testing.T) {
 	}
 }
 
+func TestACreateThatPanicsTakesNothing(t *testing.T) {
+	s, shutdowns := newTestService() // has no back end for Linux containers
+	dir := t.TempDir()
+	for name, data := range map[string]string{
+		"config.json": `{"process":{"args":["/program"],"cwd":"/"},"root":{"path":"rootfs"},"linux":{}}`, "rootfs/program": "\x7fELF",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Fatal("no panic")
+			}
+		}()
+		_, _ = s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "c1", Bundle: dir})
+	}()
+	if _, err := s.Shutdown(context.Background(), nil); err != nil || *shutdowns != 1 {
+		t.Errorf("then Shutdown: got %v, %d shutdowns, want 1", err, *shutdowns)
+	}
+}
+
 func TestAShimIsShutDownWithItsLastContainer(t *testing.T) {
 	s, shutdowns := newTestService()
 	s.tasks["c1"] = &task{}

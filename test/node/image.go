@@ -79,6 +79,9 @@ func (n *Node) Image(ctx context.Context, name string, config ocispec.ImageConfi
 		return nil, err
 	}
 	record := images.Image{Name: name, Target: md}
+	if n.opts.CRI {
+		record.Labels = map[string]string{"io.cri-containerd.image": "managed"}
+	}
 	if _, err := n.Client.ImageService().Create(ctx, record); errdefs.IsAlreadyExists(err) {
 		_, err = n.Client.ImageService().Update(ctx, record)
 		if err != nil {

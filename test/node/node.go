@@ -25,9 +25,12 @@ import (
 // Runtime is the runtime under test.
 const Runtime = "io.containerd.wazero.v1"
 
-// Namespace is the containerd namespace everything is run in. Cgroups and runc's
-// state are called after it: it is this program's alone.
+// Namespace is the containerd namespace everything is run in, but on a node with
+// CRI. Cgroups and runc's state are called after it: it is this program's alone.
 var Namespace = fmt.Sprintf("test-%d", os.Getpid())
+
+// criNamespace is the one that CRI has everything in.
+const criNamespace = "k8s.io"
 
 // Options are how to start a node. The zero value is fine.
 type Options struct {
@@ -43,6 +46,9 @@ type Options struct {
 	ShimEnv []string
 	// Debug has containerd and its shims log everything.
 	Debug bool
+	// CRI turns on what the kubelet talks to. Everything is in its namespace
+	// then, and it knows the images.
+	CRI bool
 }
 
 // A Node is a running containerd.
@@ -57,8 +63,10 @@ var config = template.Must(template.New("").Parse(`version = {{if .Old}}2{{else}
 root = "{{.Dir}}/root"
 state = "{{.Dir}}/state"
 disabled_plugins = [
-  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
-  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
+{{- if not .CRI}}
+  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
+{{- end}}
+  "io.containerd.internal.v1.opt",
 ]
 [grpc]
   address = "{{.Dir}}/c.sock"
@@ -86,12 +94,20 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 		}
 	}()
 	var buf bytes.Buffer
-	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7"}
+	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
 	if n.ownSockets() {
 		values["SocketDir"] = n.SocketDir()
 	}
 	if err := config.Execute(&buf, values); err != nil {
 		return nil, err
+	}
+	if opts.CRI {
+		if err := criConfig.Execute(&buf, map[string]string{"Dir": dir, "Bin": opts.Bin, "Shim": n.Tool("containerd-shim-wazero-v1")}); err != nil {
+			return nil, err
+		}
+		if err := n.prepareCRI(); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.WriteFile(n.path("config.toml"), buf.Bytes(), 0o600); err != nil {
 		return nil, err
@@ -138,9 +154,12 @@ func (n *Node) Boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		n.Client, err = containerd.New(n.Address(), containerd.WithDefaultNamespace(Namespace))
+		n.Client, err = containerd.New(n.Address(), containerd.WithDefaultNamespace(n.Namespace()))
 		if err == nil {
-			if _, err = n.Client.Version(ctx); err == nil {
+			if _, err = n.Client.Version(ctx); err == nil && n.opts.CRI {
+				err = n.criReady(ctx)
+			}
+			if err == nil {
 				return nil
 			}
 			n.Client.Close()
@@ -185,6 +204,9 @@ func (n *Node) Halt(sig syscall.Signal) error {
 func (n *Node) Close() error {
 	errs := []error{n.Halt(syscall.SIGTERM)}
 	errs = append(errs, mount.UnmountRecursive(n.Dir, syscall.MNT_DETACH), os.RemoveAll(n.Dir))
+	if n.opts.CRI {
+		errs = append(errs, n.closeCRI())
+	}
 	return errors.Join(errs...)
 }
 
@@ -207,7 +229,7 @@ func (n *Node) ownSockets() bool { return n.opts.Version == "" || n.opts.Version
 
 // Bundle is the directory containerd gives the shim of a container.
 func (n *Node) Bundle(id string) string {
-	return n.path("state", "io.containerd.runtime.v2.task", Namespace, id)
+	return n.path("state", "io.containerd.runtime.v2.task", n.Namespace(), id)
 }
 
 // Log is what containerd and its shims have logged.
@@ -236,12 +258,20 @@ func (n *Node) Tool(name string) string {
 
 // Ctr is a ctr command on this node.
 func (n *Node) Ctr(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, n.Tool("ctr"), append([]string{"-a", n.Address(), "-n", Namespace}, args...)...)
+	cmd := exec.CommandContext(ctx, n.Tool("ctr"), append([]string{"-a", n.Address(), "-n", n.Namespace()}, args...)...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
 	return cmd
 }
 
+// Namespace is the containerd namespace that everything on this node is in.
+func (n *Node) Namespace() string {
+	if n.opts.CRI {
+		return criNamespace
+	}
+	return Namespace
+}
+
 // Context has the node's namespace.
 func (n *Node) Context(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
+	return namespaces.WithNamespace(ctx, n.Namespace())
 }

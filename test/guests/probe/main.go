@@ -82,6 +82,15 @@ func do(what string, next func() string) error {
 		began := time.Now()
 		time.Sleep(d)
 		fmt.Println("slept:", time.Since(began) >= d)
+	case "tick": // a number at a time, for ever
+		d, err := time.ParseDuration(next())
+		if err != nil {
+			return err
+		}
+		for i := 0; ; i++ {
+			fmt.Println("tick:", i)
+			time.Sleep(d)
+		}
 	case "now":
 		fmt.Println("now:", time.Now().Unix())
 	case "random":
