@@ -745,3 +745,43 @@ func TestContract37TheLongestNames(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+func TestContract24SystemdsDriverByConfiguration(t *testing.T) {
+	need(t)
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, []byte("SystemdCgroup = true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		options any
+		env     []string
+	}{
+		{"of the host", nil, []string{hostConfigEnv + "=" + file}},
+		{"of the request, runc's", &runcoptions.Options{SystemdCgroup: true}, nil},
+		{"of the request, TOML", &runtimeoptions.Options{ConfigPath: file}, nil},
+		{"of the host, overridden", &runtimeoptions.Options{ConfigBody: []byte("SystemdCgroup = false")}, []string{hostConfigEnv + "=" + file}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			opts := options()
+			opts.ShimEnv = tt.env
+			n := newNode(t, opts)
+			b := containerWith(t, n, app(t, n, "spin.wasm"), tt.options, args("/app.wasm"))
+			err := b.create()
+			_, booted := os.Stat("/run/systemd/system") // sd_booted(3)
+			switch {
+			case strings.HasSuffix(tt.name, "overridden"):
+				if err != nil || strings.HasSuffix(cgroupOf(t, int(b.task.Pid())), ".scope") {
+					t.Errorf("got %v, want a cgroup without systemd", err)
+				}
+			case booted == nil:
+				if err != nil || !strings.HasSuffix(cgroupOf(t, int(b.task.Pid())), ".scope") {
+					t.Errorf("got %v, want a scope", err)
+				}
+			default: // asked for, and not to be had
+				wantError(t, err, nil, "systemd")
+			}
+			b.remove()
+		})
+	}
+}
