@@ -221,10 +221,16 @@ func (b *buffer) String() string {
 // container makes the metadata of a container.
 func container(t *testing.T, n *node.Node, img containerd.Image, opts ...oci.SpecOpts) *box {
 	t.Helper()
+	return containerWith(t, n, img, nil, opts...)
+}
+
+// containerWith makes one with options for the runtime.
+func containerWith(t *testing.T, n *node.Node, img containerd.Image, runtimeOptions any, opts ...oci.SpecOpts) *box {
+	t.Helper()
 	ctx := n.Context(t.Context())
 	id := newID(t)
 	c, err := n.Client.NewContainer(ctx, id, containerd.WithImage(img), containerd.WithNewSnapshot(id, img),
-		containerd.WithRuntime(node.Runtime, nil),
+		containerd.WithRuntime(node.Runtime, runtimeOptions),
 		containerd.WithNewSpec(append([]oci.SpecOpts{oci.WithImageConfig(img)}, opts...)...))
 	if err != nil {
 		t.Fatal(err)

@@ -42,6 +42,7 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 			}
 			img := app(t, n, "probe.wasm")
 			spin := app(t, n, "spin.wasm")
+			mixed := image(t, n, "mixed", node.Regular("app.wasm", guest(t, "spin.wasm")), node.Program("busybox", guest(t, "busybox")))
 			before := traces(t, n)
 			var groups []string // that had a shim
 			group := func(annotation string) oci.SpecOpts {
@@ -87,8 +88,8 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 			t.Run("a group shares a shim, each is deleted alone", func(t *testing.T) {
 				pod := group("io.kubernetes.cri.sandbox-id")
 				var boxes []*box
-				for range 3 {
-					b := container(t, n, spin, args("/app.wasm"), pod)
+				for _, what := range []oci.SpecOpts{args("/app.wasm"), args("/busybox", "sleep", "1000"), args("/app.wasm")} {
+					b := container(t, n, mixed, what, pod)
 					b.mustCreate(t)
 					b.mustStart(t)
 					boxes = append(boxes, b)
@@ -134,24 +135,33 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					b.remove()
 				}
 			})
-			t.Run("a restart while a task runs", func(t *testing.T) {
-				b := container(t, n, spin, args("/app.wasm"))
-				groups = append(groups, b.ID())
+			last := container(t, n, spin, args("/app.wasm"))
+			groups = append(groups, last.ID())
+			var sockets []string // now: an upgrade has others
+			for _, g := range groups {
+				sockets = append(sockets, socketOf(t, n, g))
+			}
+			t.Run("a restart and an upgrade while a task runs", func(t *testing.T) {
+				b := last
 				b.mustCreate(t)
 				b.mustStart(t)
 				pid := b.task.Pid()
-				streams := b.task.IO()
-				for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-					if err := n.Halt(sig); err != nil {
+				for what, restart := range map[string]func() error{
+					"killed": func() error { return errors.Join(n.Halt(syscall.SIGKILL), n.Boot(t.Context())) },
+					"ended":  func() error { return errors.Join(n.Halt(syscall.SIGTERM), n.Boot(t.Context())) },
+				} {
+					if err := restart(); err != nil {
 						t.Fatal(err)
 					}
-					if err := n.Boot(t.Context()); err != nil {
-						t.Fatal(err)
+					if b.reload(t, false); b.task.Pid() != pid || !b.running(t) {
+						t.Fatalf("containerd %s: pid %d, want %d; running %t", what, b.task.Pid(), pid, b.running(t))
 					}
-					b.reload(t, false)
-					if s, err := b.task.Status(b.ctx); err != nil || s.Status != containerd.Running || b.task.Pid() != pid {
-						t.Fatalf("after %v: %v, %v, pid %d, want %d", sig, s, err, b.task.Pid(), pid)
-					}
+				}
+				if err := n.Upgrade(t.Context(), ""); err != nil {
+					t.Fatal(err)
+				}
+				if b.reload(t, false); b.task.Pid() != pid || !b.running(t) {
+					t.Fatalf("upgraded: pid %d, want %d; running %t", b.task.Pid(), pid, b.running(t))
 				}
 				if err := b.task.Kill(b.ctx, syscall.SIGTERM); err != nil {
 					t.Fatal(err)
@@ -160,15 +170,11 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					t.Errorf("exit status %d, want 143", got)
 				}
 				b.delete(t)
-				streams.Wait()
-				if err := streams.Close(); err != nil {
-					t.Error(err)
-				}
 			})
 			leaves(t, n, before)
-			for _, g := range groups {
-				if _, err := os.Lstat(socketOf(t, n, g)); !errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("the socket of %s: %v, want none", g, err)
+			for _, path := range sockets {
+				if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("left behind: %s, %v", path, err)
 				}
 			}
 		})
@@ -183,6 +189,15 @@ func socketOf(t *testing.T, n *node.Node, group string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimPrefix(address, "unix://")
+}
+
+func (b *box) running(t *testing.T) bool {
+	t.Helper()
+	s, err := b.task.Status(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Status == containerd.Running
 }
 
 // shimOf is the pid of the shim of a container, under any containerd.

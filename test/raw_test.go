@@ -112,14 +112,19 @@ func start(t *testing.T, n *node.Node, id, dir string) *raw {
 	if err := proto.Unmarshal(out, &result); err != nil {
 		t.Fatalf("start answers %q: %v", out, err)
 	}
-	conn, err := net.Dial("unix", strings.TrimPrefix(result.Address, "unix://"))
+	return dial(t, n, id, dir, result.Address)
+}
+
+// dial is the shim that serves at an address.
+func dial(t *testing.T, n *node.Node, id, dir, address string) *raw {
+	t.Helper()
+	conn, err := net.Dial("unix", strings.TrimPrefix(address, "unix://"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	client := ttrpc.NewClient(conn)
-	r := &raw{taskapi.NewTTRPCTaskClient(client), id, dir, result.Address, n}
 	t.Cleanup(func() { client.Close() })
-	return r
+	return &raw{taskapi.NewTTRPCTaskClient(client), id, dir, address, n}
 }
 
 func rawCreate(t *testing.T, n *node.Node, id, config string) error {

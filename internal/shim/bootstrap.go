@@ -46,7 +46,6 @@ func parseStart(args []string) (starter, bool) {
 	f.BoolVar(&s.debug, "debug", false, "")
 	_ = f.String("publish-binary", "", "")
 	_ = f.String("bundle", "", "")
-	_ = f.String("socket", "", "")
 	err := f.Parse(args)
 	return s, err == nil && f.Arg(0) == "start" && s.namespace != ""
 }

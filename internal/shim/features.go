@@ -20,7 +20,6 @@ import (
 // What runc does and a wasm container may not do yet.
 const (
 	idMappedMounts = false // with "user" among the namespaces it has the kubelet use user namespaces
-	systemdCgroups = false
 	seccomp        = false
 	apparmor       = false
 	selinux        = false
@@ -40,7 +39,7 @@ func ociFeatures() *features.Features {
 		MountOptions:  sandbox.MountOptions(),
 		Linux: &features.Linux{
 			Namespaces:      sandbox.NamespaceTypes(),
-			Cgroup:          &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(systemdCgroups), SystemdUser: new(false)},
+			Cgroup:          &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
 			Seccomp:         &features.Seccomp{Enabled: new(seccomp)},
 			Apparmor:        &features.Apparmor{Enabled: new(apparmor)},
 			Selinux:         &features.Selinux{Enabled: new(selinux)},

@@ -35,7 +35,7 @@ func text(t *testing.T, name, content string) string {
 	return path
 }
 
-func TestOptionsAreTheHostsOverriddenByTheRequests(t *testing.T) {
+func TestContract24OptionsAreTheHostsOverriddenByTheRequests(t *testing.T) {
 	host := "SystemdCgroup = true\nBinaryName = \"crun\"\nIoUid = 7\n"
 	for _, tt := range []struct {
 		name    string

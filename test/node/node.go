@@ -173,6 +173,16 @@ func (n *Node) Boot(ctx context.Context) error {
 	}
 }
 
+// Upgrade has another version of containerd take over, the pinned one if it is
+// empty.
+func (n *Node) Upgrade(ctx context.Context, version string) error {
+	if err := n.Halt(syscall.SIGTERM); err != nil {
+		return err
+	}
+	n.opts.Version = version
+	return n.Boot(ctx)
+}
+
 // Halt ends containerd with a signal; its shims and tasks run on.
 func (n *Node) Halt(sig syscall.Signal) error {
 	if n.Client != nil {
@@ -199,6 +209,9 @@ func (n *Node) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Pid is that of containerd.
+func (n *Node) Pid() int { return n.cmd.Process.Pid }
 
 // Address is containerd's socket.
 func (n *Node) Address() string { return n.path("c.sock") }
