@@ -26,9 +26,9 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
-// rejoin finds a box again after a restart of containerd; with attach by a client
+// reload finds a box again after a restart of containerd; with attach by a client
 // that knows nothing of the one before.
-func (b *box) rejoin(t *testing.T, attach bool) {
+func (b *box) reload(t *testing.T, attach bool) {
 	t.Helper()
 	c, err := b.node.Client.LoadContainer(b.ctx, b.ID())
 	if err != nil {
@@ -120,7 +120,7 @@ func TestContract32TasksOutliveContainerd(t *testing.T) {
 			rec := record(t, n)
 			for i, b := range boxes {
 				pid := b.task.Pid()
-				b.rejoin(t, i%2 == 0)
+				b.reload(t, i%2 == 0)
 				if b.task.Pid() != pid {
 					t.Errorf("%s: pid %d, was %d", b.ID(), b.task.Pid(), pid)
 				}
