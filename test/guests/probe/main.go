@@ -112,20 +112,6 @@ func do(what string, next func() string) error {
 			b[i] = 1
 		}
 		fmt.Println("grown:", len(b)>>20)
-	case "hold": // that many MiB, touched, for ever
-		n, err := strconv.Atoi(next())
-		if err != nil {
-			return err
-		}
-		b := make([]byte, n<<20)
-		for i := 0; i < len(b); i += 4096 {
-			b[i] = 1
-		}
-		fmt.Println("holding:", n)
-		for {
-			time.Sleep(time.Hour)
-			b[0]++
-		}
 	case "garbage": // makes work for the collector, and never calls the host
 		var keep [64][]byte
 		for i := 0; ; i++ {
