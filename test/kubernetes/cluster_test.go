@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,7 +73,11 @@ func inside(m *testing.M, folder string) (_ int, err error) {
 	code := m.Run()
 	ctx, cancel = context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return code, until(ctx, "nothing is left of deleted pods", left)
+	err = until(ctx, "nothing is left of deleted pods", left)
+	if strings.Contains(machine.Log(), "DATA RACE") {
+		err = errors.Join(err, fmt.Errorf("the shim has a data race:\n%s", machine.Log()))
+	}
+	return code, err
 }
 
 // left says what there is of pods: processes of shims, which are named after what

@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -463,19 +465,7 @@ func TestAGuestHasTheLimitsOfItsContainer(t *testing.T) {
 	// Less than its limits: it could not be resized without changing its class.
 	w.Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("64Mi")}
 	pod := ready(t, create(t, corev1.PodSpec{Containers: []corev1.Container{w}}))
-	want := map[string]string{"cpu.max": "20000 100000", "memory.max": "134217728"}
-	if dirs, err := hierarchies(); err != nil {
-		t.Fatal(err)
-	} else if len(dirs) > 1 {
-		want = map[string]string{"cpu/cpu.cfs_quota_us": "20000", "memory/memory.limit_in_bytes": "134217728"}
-	}
-	for file, want := range want {
-		controller, name := filepath.Split(file)
-		data, err := os.ReadFile(filepath.Join(cgroup(t, pod, "wasm", controller), name))
-		if got := strings.TrimSpace(string(data)); err != nil || got != want {
-			t.Errorf("%s is %q, %v, want %q", file, got, err, want)
-		}
-	}
+	limits(t, pod, "20000")
 	// More of it, while it runs.
 	_, err := pods().Patch(t.Context(), pod.Name, types.StrategicMergePatchType, []byte(`{"spec":{"containers":[{"name":"wasm","resources":{"limits":{"cpu":"400m"}}}]}}`), metav1.PatchOptions{}, "resize")
 	if err != nil {
@@ -488,9 +478,76 @@ func TestAGuestHasTheLimitsOfItsContainer(t *testing.T) {
 		}
 		return nil
 	})
+	limits(t, pod, "40000")
 	if n := status(pod, "wasm").RestartCount; n != 0 {
 		t.Errorf("restarted %d times to be resized", n)
 	}
+}
+
+// limits looks at what the kernel has of them.
+func limits(t *testing.T, pod *corev1.Pod, quota string) {
+	t.Helper()
+	want := map[string]string{"cpu.max": quota + " 100000", "memory.max": "134217728"}
+	if !unified(t) {
+		want = map[string]string{"cpu/cpu.cfs_quota_us": quota, "memory/memory.limit_in_bytes": "134217728"}
+	}
+	for file, want := range want {
+		controller, name := filepath.Split(file)
+		data, err := os.ReadFile(filepath.Join(cgroup(t, pod, "wasm", controller), name))
+		if got := strings.TrimSpace(string(data)); err != nil || got != want {
+			t.Errorf("%s is %q, %v, want %q", file, got, err, want)
+		}
+	}
+}
+
+// unified tells whether cgroups are of version 2.
+func unified(t *testing.T) bool {
+	t.Helper()
+	dirs, err := hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(dirs) == 1
+}
+
+// processes are those in a container.
+func processes(t *testing.T, pod *corev1.Pod, container string) []int {
+	t.Helper()
+	controller := "memory"
+	if unified(t) {
+		controller = ""
+	}
+	data, err := os.ReadFile(filepath.Join(cgroup(t, pod, container, controller), "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(data)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		t.Fatalf("no process in container %s", container)
+	}
+	return pids
+}
+
+// number is one that the kernel says of a process.
+func number(t *testing.T, pid int, name string) int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(data), "\n"+name+":")
+	var n int
+	if _, err := fmt.Sscan(after, &n); err != nil {
+		t.Fatalf("%s of process %d: %v", name, pid, err)
+	}
+	return n
 }
 
 // cgroup is that of a container, in one hierarchy where there are many.
@@ -528,35 +585,60 @@ func TestAPodMayHaveAUserNamespace(t *testing.T) {
 		},
 	}))
 	logs(t, pod, "wasm", "of root", "has read it", "has written")
-	controller := ""
-	if dirs, err := hierarchies(); err != nil {
-		t.Fatal(err)
-	} else if len(dirs) > 1 {
-		controller = "memory"
-	}
-	procs, err := os.ReadFile(filepath.Join(cgroup(t, pod, "wasm", controller), "cgroup.procs"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pids := strings.Fields(string(procs))
-	if len(pids) == 0 {
-		t.Fatal("no process in the container's cgroup")
-	}
-	for _, pid := range pids {
-		data, err := os.ReadFile("/proc/" + pid + "/status")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var uid int
-		if _, after, _ := strings.Cut(string(data), "\nUid:"); true {
-			if _, err := fmt.Sscan(after, &uid); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if uid < 65536 {
+	for _, pid := range processes(t, pod, "wasm") {
+		if uid := number(t, pid, "Uid"); uid < 65536 {
 			t.Errorf("the guest is user %d of the machine", uid)
 		}
 	}
+}
+
+func TestAPodMayShareNamespaces(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		spec   corev1.PodSpec
+		kind   string
+		shared func(*corev1.Pod) int // the process that it is shared with
+	}{
+		"network of the host":   {corev1.PodSpec{HostNetwork: true}, "net", func(*corev1.Pod) int { return os.Getpid() }},
+		"processes of the host": {corev1.PodSpec{HostPID: true}, "pid", func(*corev1.Pod) int { return os.Getpid() }},
+		"network of the pod":    {corev1.PodSpec{}, "net", func(p *corev1.Pod) int { return processes(t, p, "linux")[0] }},
+		"processes of the pod":  {corev1.PodSpec{ShareProcessNamespace: new(true)}, "pid", func(p *corev1.Pod) int { return processes(t, p, "linux")[0] }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test.spec.Containers = []corev1.Container{wasm("idle"), linux()}
+			pod := ready(t, create(t, test.spec))
+			want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", test.shared(pod), test.kind))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, pid := range processes(t, pod, "wasm") {
+				if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, test.kind)); err != nil || got != want {
+					t.Errorf("process %d is in %s, %v, want %s", pid, got, err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestAPodComesBackAfterItsShimWasKilled(t *testing.T) {
+	t.Parallel()
+	pod := ready(t, create(t, corev1.PodSpec{Containers: []corev1.Container{wasm("idle"), linux()}}))
+	shim := number(t, processes(t, pod, "wasm")[0], "PPid")
+	if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", shim)); err != nil || !strings.Contains(string(data), "containerd-shim-wazero-v1") {
+		t.Fatalf("the parent of the guest is %q, %v, not the shim", data, err)
+	}
+	if err := syscall.Kill(shim, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, pod, "both containers were restarted", func(p *corev1.Pod) error {
+		for _, name := range []string{"wasm", "linux"} {
+			if s := status(p, name); s.RestartCount == 0 || !s.Ready {
+				return errors.New(short(s))
+			}
+		}
+		return nil
+	})
 }
 
 func TestThePodSaysWhatIsWrongWithAModule(t *testing.T) {
@@ -644,7 +726,17 @@ func TestTheKubeletKnowsWhatAPodUses(t *testing.T) {
 
 func TestExecRunsAModule(t *testing.T) {
 	t.Parallel()
-	pod := ready(t, create(t, corev1.PodSpec{Containers: []corev1.Container{wasm("idle"), linux()}}))
+	w, l := wasm("idle"), linux()
+	w.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: command("/probe.wasm", "write", "/data/hook", "was here\n").Exec}}
+	mount(&w, "data", "/data")
+	mount(&l, "data", "/data")
+	pod := ready(t, create(t, corev1.PodSpec{
+		Containers: []corev1.Container{w, l},
+		Volumes:    []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}},
+	}))
+	if got, _, err := execute(t, pod, "linux", "", "/bin/busybox", "cat", "/data/hook"); err != nil || got != "was here\n" {
+		t.Errorf("the hook wrote %q, %v", got, err)
+	}
 	out, errs, err := execute(t, pod, "wasm", "one\ntwo\n", "/probe.wasm", "print", "out", "stderr", "err", "stdin", "exit", "3")
 	if want := "out\nstdin: one\nstdin: two\nlines: 2\n"; out != want || errs != "err\n" {
 		t.Errorf("it said %q and %q, want %q", out, errs, want)
@@ -671,4 +763,12 @@ func TestAModuleRunsInARestrictedPod(t *testing.T) {
 	}
 	pod := ready(t, create(t, corev1.PodSpec{Containers: []corev1.Container{w}}))
 	logs(t, pod, "wasm", "restricted")
+	for _, pid := range processes(t, pod, "wasm") {
+		// Seccomp 2 is a filter.
+		for name, want := range map[string]int{"Uid": 1000, "NoNewPrivs": 1, "CapEff": 0, "CapBnd": 0, "Seccomp": 2} {
+			if got := number(t, pid, name); got != want {
+				t.Errorf("%s of process %d is %d, want %d", name, pid, got, want)
+			}
+		}
+	}
 }
