@@ -81,7 +81,7 @@ func inside(m *testing.M, folder string) (_ int, err error) {
 }
 
 // left says what there is of pods: processes of shims, which are named after what
-// they run, mounts below containerd's state, and cgroups.
+// they run, mounts of their bundles, and cgroups.
 func left() error {
 	var found []string
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -93,14 +93,13 @@ func left() error {
 			found = append(found, string(bytes.ReplaceAll(data, []byte{0}, []byte{' '})))
 		}
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(machine.Dir, "state")))
+	// What CRI itself has mounted for a pod waits for the kubelet's next clean-up.
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(machine.Dir, "state", "io.containerd.runtime.v2.task")))
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
-		if m.Mountpoint != filepath.Join(machine.Dir, "state") {
-			found = append(found, m.Mountpoint)
-		}
+		found = append(found, m.Mountpoint)
 	}
 	tops, err := hierarchies()
 	if err != nil {
