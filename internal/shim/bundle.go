@@ -73,6 +73,11 @@ func readBundle(path string) (*bundle, error) {
 	return b, json.Unmarshal(data, b.spec)
 }
 
+// inScope tells whether the container's cgroup is to be made by systemd, by its path.
+func (b *bundle) inScope() bool {
+	return b.spec.Linux != nil && cgroup.IsScope(b.spec.Linux.CgroupsPath)
+}
+
 // cgroup is the cgroup that the bundle names for the container id.
 func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
 	if b.spec.Linux == nil {
