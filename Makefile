@@ -16,6 +16,7 @@ sources := $(shell find cmd internal -name '*.go') go.mod go.sum
 # its own below tools/, which keeps them out of the shim's go.mod.
 containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
 cni        := bin/cni/bridge bin/cni/host-local bin/cni/loopback
+kubernetes := bin/etcd bin/kube-apiserver bin/kubelet
 lint       := bin/golangci-lint
 
 # The other versions of containerd in use, for a test that runs on each.
@@ -29,7 +30,7 @@ wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/gue
 guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/memory-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(shim) ## build the shim: one static binary in bin/
 
@@ -61,11 +62,15 @@ bin/systemd: tools/cgroup2/systemd-root
 	tools/cgroup2/systemd-root $@
 	touch $@
 
+test-kubernetes: build $(containerd) bin/runc $(cni) $(kubernetes) guests ## run pods on a real kubelet, with etcd and the API server; needs root
+	cd test/kubernetes && $(GO) vet . && $(GO) test -count=1 -timeout 20m -parallel 8 $(TEST_FLAGS) .
+
 bench: build $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
 	$(lint) run ./...
+	cd test/kubernetes && ../../$(lint) run ./...
 
 clean: ## remove what was built
 	rm -rf bin
@@ -78,11 +83,20 @@ $(others): bin/containerd-%: tools/containerd-%/go.mod tools/containerd-%/go.sum
 	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
 		-o ../../$@ github.com/containerd/containerd$(if $(filter 1.7,$*),,/v2)/cmd/containerd
 
-bin/runc: tools/runc/go.mod tools/runc/go.sum | cc
-	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ github.com/opencontainers/runc
+# With seccomp: the kubelet wants a profile for the first container of every pod.
+bin/runc: tools/runc/go.mod tools/runc/go.sum | cc seccomp
+	cd tools/runc && CGO_ENABLED=1 $(GO) build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -extldflags -static' -o ../../bin/ github.com/opencontainers/runc
 
 $(cni) &: tools/cni/go.mod tools/cni/go.sum
 	cd tools/cni && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/cni/ tool
+
+# etcd is of the version that this Kubernetes itself is tested with.
+bin/etcd: tools/kubernetes/go.mod tools/kubernetes/go.sum
+	cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ go.etcd.io/etcd/server/v3
+
+bin/kube-apiserver bin/kubelet: tools/kubernetes/go.mod tools/kubernetes/go.sum
+	cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -trimpath -o ../../bin/ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/$(@F)
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -119,11 +133,11 @@ bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
 # Programs from the distribution, installed where they are missing.
-wabt clang cc busybox:
+wabt clang cc busybox seccomp:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race test-cgroup2 transcript bench lint clean guests wabt clang cc busybox
+.PHONY: help build install demo test test-race test-cgroup2 test-kubernetes transcript bench lint clean guests wabt clang cc busybox seccomp
 .DEFAULT_GOAL := help

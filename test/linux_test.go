@@ -1,6 +1,9 @@
 package test
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -60,5 +63,24 @@ func TestWithoutRuncALinuxProgramIsRefused(t *testing.T) {
 	leaves(t, n, before)
 	if b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"), oci.WithEnv(nil)); status != 0 || !strings.Contains(b.stdout.String(), "hello") {
 		t.Errorf("a module: %d, %q", status, b.stdout)
+	}
+}
+
+func TestContract24ALinuxProgramIsPutIntoASystemdScopeByItsPath(t *testing.T) {
+	n := useNode(t)
+	img := image(t, n, "linux", node.Program("busybox", guest(t, "busybox")))
+	b := container(t, n, img, args("/busybox", "sleep", "1000"), oci.WithCgroup("wzlinux.slice:wz:"+filepath.Base(n.Dir)))
+	err := b.create()
+	if _, e := os.Stat("/run/systemd/system"); e != nil {
+		wantError(t, err, nil, "systemd")
+		b.remove()
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", b.task.Pid()))
+	if want := "/wzlinux.slice/wz-" + filepath.Base(n.Dir) + ".scope\n"; err != nil || !strings.Contains(string(data), want) {
+		t.Errorf("its cgroups are %q, %v, want %q", data, err, want)
 	}
 }

@@ -55,9 +55,11 @@ var unusedFilesystems = map[string]bool{"devpts": true, "mqueue": true}
 // mountOptions are a mount's options, sorted by who takes them.
 type mountOptions struct {
 	bind, recursive bool
-	attr            unix.MountAttr // of the mount
-	attrRecursive   unix.MountAttr // of the mount and those below it
-	data            []string       // of the file system
+	// with mapped ids; those of the mounts below it too
+	idmap, idmapRecursive bool
+	attr                  unix.MountAttr // of the mount
+	attrRecursive         unix.MountAttr // of the mount and those below it
+	data                  []string       // of the file system
 }
 
 func parseMountOptions(options []string) (mountOptions, error) {
@@ -73,8 +75,10 @@ func parseMountOptions(options []string) (mountOptions, error) {
 			o.attrRecursive.Propagation = propagations[opt]
 		case opt == "shared" || opt == "rshared" || opt == "unbindable" || opt == "runbindable":
 			return o, fmt.Errorf("option %s: not supported for wasm containers", opt)
-		case opt == "idmap" || opt == "ridmap":
-			return o, fmt.Errorf("option %s: not supported for wasm containers", opt)
+		case opt == "idmap":
+			o.idmap = true
+		case opt == "ridmap":
+			o.idmap, o.idmapRecursive = true, true
 		default:
 			if a, ok := attributes[opt]; ok {
 				o.attr.Attr_set = o.attr.Attr_set&^a.clear | a.set
@@ -99,16 +103,13 @@ type source struct {
 
 // openSource opens what m mounts. A nil source and a nil error: m is one of
 // those a wasm container goes without.
-func openSource(m specs.Mount, base string) (_ *source, err error) {
+func openSource(m specs.Mount, base string, users userNamespaces) (_ *source, err error) {
 	if _, ok := kernelFilesystems[m.Type]; ok || unusedFilesystems[m.Type] {
 		return nil, nil
 	}
 	o, err := parseMountOptions(m.Options)
 	if err != nil {
 		return nil, err
-	}
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return nil, errors.New("id mappings: not supported for wasm containers")
 	}
 	s := &source{fd: -1}
 	defer func() {
@@ -146,6 +147,11 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 			return nil, err
 		}
 	}
+	if o.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		if err := mapIDs(s.fd, m, o.idmapRecursive, users); err != nil {
+			return nil, err
+		}
+	}
 	if err := unix.MountSetattr(s.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &o.attrRecursive); err != nil {
 		return nil, fmt.Errorf("mount attributes: %w", err)
 	}
@@ -155,6 +161,30 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 		}
 	}
 	return s, nil
+}
+
+// mapIDs has the files of a mount that is attached nowhere belong to whom m maps
+// their owners to.
+func mapIDs(fd int, m specs.Mount, recursive bool, users userNamespaces) error {
+	if len(m.UIDMappings) == 0 || len(m.GIDMappings) == 0 {
+		return errors.New("id mappings: there are to be some of users and of groups")
+	}
+	ns, err := users.get(m.UIDMappings, m.GIDMappings)
+	if err != nil {
+		return err
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	err = unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())})
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("id mappings: not with this file system: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("id mappings: %w", err)
+	}
+	return nil
 }
 
 func onKernelFilesystem(fd int) (bool, error) {

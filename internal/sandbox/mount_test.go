@@ -76,7 +76,7 @@ func TestMountOptionsAreSortedByWhoTakesThem(t *testing.T) {
 }
 
 func TestAMountOptionThatCannotBeHadIsAnError(t *testing.T) {
-	for _, option := range []string{"shared", "rshared", "unbindable", "runbindable", "idmap", "ridmap"} {
+	for _, option := range []string{"shared", "rshared", "unbindable", "runbindable"} {
 		if _, err := parseMountOptions([]string{"rbind", option, "ro"}); err == nil {
 			t.Errorf("%s: got no error", option)
 		}
@@ -85,7 +85,7 @@ func TestAMountOptionThatCannotBeHadIsAnError(t *testing.T) {
 
 func TestMountsThatAGuestHasNoUseForAreLeftOut(t *testing.T) {
 	for _, fstype := range []string{"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"} {
-		s, err := openSource(specs.Mount{Type: fstype, Source: fstype, Options: []string{"shared"}}, "/")
+		s, err := openSource(specs.Mount{Type: fstype, Source: fstype, Options: []string{"shared"}}, "/", nil)
 		if s != nil || err != nil {
 			t.Errorf("%s: got %v, %v, want neither a mount nor an error", fstype, s, err)
 		}
@@ -99,10 +99,11 @@ func TestAMountThatCannotBeMadeIsAnError(t *testing.T) {
 		"bind by option, with another":      {Type: "none", Source: "/", Options: []string{"bind", "mode=1"}},
 		"uid mappings":                      {Type: "bind", Source: "/", UIDMappings: mappings},
 		"gid mappings":                      {Type: "bind", Source: "/", GIDMappings: mappings},
+		"mapped ids without mappings":       {Type: "bind", Source: "/", Options: []string{"idmap"}},
 		"a propagation that leads out":      {Type: "bind", Source: "/", Options: []string{"rshared"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if s, err := openSource(m, "/"); err == nil {
+			if s, err := openSource(m, "/", nil); err == nil {
 				t.Errorf("got %+v, want an error", s)
 			}
 		})

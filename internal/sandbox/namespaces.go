@@ -36,20 +36,22 @@ type Namespaces struct {
 }
 
 // NewNamespaces reads the namespaces of an OCI specification. The mount
-// namespace is always a new one, asked for or not: the walls are built in it.
+// namespace is always a new one, asked for or not: the walls are built in it. A
+// user namespace is neither made nor joined: see [Config] for its mappings.
 //
-// A type that is named twice, an unknown type, a user or time namespace and a
-// mount or cgroup namespace by path are errors.
+// A type that is named twice, an unknown type, a time namespace and a mount or
+// cgroup namespace by path are errors.
 func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 	ns := Namespaces{flags: unix.CLONE_NEWNS, paths: map[uintptr]string{}}
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, n := range spec {
 		flag, ok := namespaceFlags[n.Type]
 		switch {
-		case !ok:
-			return ns, fmt.Errorf("%s namespace: not supported for wasm containers", n.Type)
 		case seen[n.Type]:
 			return ns, fmt.Errorf("%s namespace: given twice", n.Type)
+		case n.Type == specs.UserNamespace:
+		case !ok:
+			return ns, fmt.Errorf("%s namespace: not supported for wasm containers", n.Type)
 		case n.Path == "":
 			ns.flags |= flag
 		case flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWCGROUP:

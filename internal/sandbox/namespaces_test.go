@@ -17,6 +17,7 @@ func TestNamespacesAreMadeOrJoinedAsTheSpecificationSays(t *testing.T) {
 	}{
 		{"none: a mount namespace all the same", nil, unix.CLONE_NEWNS, nil},
 		{"a mount namespace", []specs.LinuxNamespace{{Type: "mount"}}, unix.CLONE_NEWNS, nil},
+		{"a user namespace, which is not entered", []specs.LinuxNamespace{{Type: "user", Path: "/proc/1/ns/user"}}, unix.CLONE_NEWNS, nil},
 		{"all new", []specs.LinuxNamespace{
 			{Type: "pid"}, {Type: "network"}, {Type: "mount"}, {Type: "ipc"}, {Type: "uts"}, {Type: "cgroup"},
 		}, unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP, nil},
@@ -43,8 +44,7 @@ func TestANamespaceThatCannotBeHadIsAnError(t *testing.T) {
 		name string
 		spec []specs.LinuxNamespace
 	}{
-		{"a user namespace", []specs.LinuxNamespace{{Type: "user"}}},
-		{"a user namespace by path", []specs.LinuxNamespace{{Type: "user", Path: "/proc/1/ns/user"}}},
+		{"a user namespace twice", []specs.LinuxNamespace{{Type: "user"}, {Type: "user", Path: "/proc/1/ns/user"}}},
 		{"a time namespace", []specs.LinuxNamespace{{Type: "time"}}},
 		{"an unknown type", []specs.LinuxNamespace{{Type: "pid"}, {Type: "nonsense"}}},
 		{"no type", []specs.LinuxNamespace{{}}},

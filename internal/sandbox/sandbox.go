@@ -46,6 +46,10 @@ type Config struct {
 	Cwd          string
 	User         specs.User
 	Capabilities []string // what the process is to have effective
-	Rlimits      []specs.POSIXRlimit
-	OOMScoreAdj  *int
+	// UIDMappings and GIDMappings are those of the container's user namespace, if
+	// it has one: User is the one they map it to, and has no capability.
+	UIDMappings []specs.LinuxIDMapping
+	GIDMappings []specs.LinuxIDMapping
+	Rlimits     []specs.POSIXRlimit
+	OOMScoreAdj *int
 }

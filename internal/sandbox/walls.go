@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -31,7 +34,13 @@ type Walls struct {
 
 // NewWalls makes the mount namespace, and the UTS namespace where cfg asks for
 // one. [Walls.Close] must be called in any case.
-func NewWalls(cfg Config) (*Walls, error) {
+func NewWalls(cfg Config) (_ *Walls, err error) {
+	if cfg.User, err = cfg.HostUser(); err != nil {
+		return nil, err
+	}
+	if len(cfg.UIDMappings) > 0 {
+		cfg.Capabilities = nil
+	}
 	w := &Walls{cfg: cfg, thread: newThread(), rootfs: -1}
 	if err := w.thread.do(w.unshare); err != nil {
 		w.Close()
@@ -171,8 +180,13 @@ func (w *Walls) build() error {
 			}
 		}
 	}()
+	users := userNamespaces{}
+	defer users.close()
 	for i, m := range cfg.Mounts {
-		if sources[i], err = openSource(m, cfg.Base); err != nil {
+		if m, err = w.owned(m); err == nil {
+			sources[i], err = openSource(m, cfg.Base, users)
+		}
+		if err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 	}
@@ -185,6 +199,41 @@ func (w *Walls) build() error {
 		}
 	}
 	return pivot(staging)
+}
+
+// owned is a mount as root of a container in a user namespace is to find it: a new
+// file system is that root's, as are the ids in its options; one with mapped ids
+// is mapped as the container is, unless it says otherwise.
+func (w *Walls) owned(m specs.Mount) (specs.Mount, error) {
+	if len(m.UIDMappings)+len(m.GIDMappings) == 0 && (slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap")) {
+		m.UIDMappings, m.GIDMappings = w.cfg.UIDMappings, w.cfg.GIDMappings
+	}
+	if m.Type != "tmpfs" || len(w.cfg.UIDMappings) == 0 {
+		return m, nil
+	}
+	ids := map[string]uint32{"uid": 0, "gid": 0}
+	var options []string
+	for _, o := range m.Options {
+		key, value, _ := strings.Cut(o, "=")
+		if _, ok := ids[key]; !ok {
+			options = append(options, o)
+			continue
+		}
+		id, err := strconv.ParseUint(value, 10, 32)
+		if err != nil {
+			return m, fmt.Errorf("option %s: %w", o, err)
+		}
+		ids[key] = uint32(id)
+	}
+	for key, mappings := range map[string][]specs.LinuxIDMapping{"uid": w.cfg.UIDMappings, "gid": w.cfg.GIDMappings} {
+		id, err := hostID(ids[key], mappings)
+		if err != nil {
+			return m, fmt.Errorf("%s: %w", key, err)
+		}
+		options = append(options, fmt.Sprintf("%s=%d", key, id))
+	}
+	m.Options = options
+	return m, nil
 }
 
 // cloneRootfs clones the root file system with what is mounted in it: in the
@@ -248,11 +297,10 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 		}
 	}
 	if w.cfg.Cwd != "" {
-		open := openInRoot
-		if w.cfg.Namespaces.paths[unix.CLONE_NEWNS] == "" {
-			open = func(root int, path string, _ uint64) (int, error) { return makeTarget(root, path, true) }
+		cwd, err := openInRoot(tree, w.cfg.Cwd, unix.O_PATH)
+		if errors.Is(err, unix.ENOENT) && w.cfg.Namespaces.paths[unix.CLONE_NEWNS] == "" {
+			cwd, err = w.makeCwd(tree)
 		}
-		cwd, err := open(tree, w.cfg.Cwd, unix.O_PATH)
 		if err != nil {
 			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
 		}
@@ -277,6 +325,23 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 	}
 	w.rootfs = rootfs
 	return nil
+}
+
+// makeCwd makes the working directory, which is the container's root's.
+func (w *Walls) makeCwd(tree int) (int, error) {
+	cwd, err := makeTarget(tree, w.cfg.Cwd, true)
+	if err != nil || len(w.cfg.UIDMappings) == 0 {
+		return cwd, err
+	}
+	root, err := hostUser(specs.User{}, w.cfg.UIDMappings, w.cfg.GIDMappings)
+	if err == nil {
+		err = unix.Fchownat(cwd, "", int(root.UID), int(root.GID), unix.AT_EMPTY_PATH)
+	}
+	if err != nil {
+		unix.Close(cwd)
+		return -1, err
+	}
+	return cwd, nil
 }
 
 // pivot makes the mount root the root of every process in the calling thread's

@@ -41,6 +41,8 @@ type specLinux struct {
 	Resources   *specs.LinuxResources  `json:"resources"`
 	CgroupsPath string                 `json:"cgroupsPath"`
 	Namespaces  []specs.LinuxNamespace `json:"namespaces"`
+	UIDMappings []specs.LinuxIDMapping `json:"uidMappings"`
+	GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
 }
 
 const configFile = "config.json"
@@ -69,6 +71,11 @@ func readBundle(path string) (*bundle, error) {
 	}
 	b := &bundle{path: path, spec: &spec{}}
 	return b, json.Unmarshal(data, b.spec)
+}
+
+// inScope tells whether the container's cgroup is to be made by systemd, by its path.
+func (b *bundle) inScope() bool {
+	return b.spec.Linux != nil && cgroup.IsScope(b.spec.Linux.CgroupsPath)
 }
 
 // cgroup is the cgroup that the bundle names for the container id.
@@ -106,11 +113,21 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
 		return sandbox.Config{}, errors.New("hostname: not without a UTS namespace, it would be the host's")
 	}
+	if b.hasUserNamespace() && (len(s.Linux.UIDMappings) == 0 || len(s.Linux.GIDMappings) == 0) {
+		return sandbox.Config{}, errors.New("user namespace: linux.uidMappings or linux.gidMappings are missing")
+	}
 	c := b.wallsOf(s.Process)
+	if _, err := c.HostUser(); err != nil {
+		return sandbox.Config{}, err
+	}
 	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
 	c.Readonly, c.Mounts = s.Root.Readonly, s.Mounts
 	c.Hostname, c.Domainname = s.Hostname, s.Domainname
 	return c, nil
+}
+
+func (b *bundle) hasUserNamespace() bool {
+	return b.spec.Linux != nil && slices.ContainsFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 }
 
 // checkProcess looks for what no process can be made of.
@@ -146,6 +163,9 @@ func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
 		c.Capabilities = caps.Effective
 	} else if caps != nil {
 		c.Capabilities = caps.Ambient
+	}
+	if b.hasUserNamespace() {
+		c.UIDMappings, c.GIDMappings = b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings
 	}
 	return c
 }

@@ -96,6 +96,9 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 		return nil, err
 	}
 	if path := c.bundle.linuxProgram(); path != "" {
+		// runc has to be told. A kubelet with systemd's driver gives such paths, and no
+		// option where CRI has none for this runtime.
+		opts.SystemdCgroup = opts.SystemdCgroup || c.bundle.inScope()
 		return nil, fmt.Errorf("entry point %s: %w", path, errLinuxContainer)
 	}
 	cfg, err := c.bundle.walls()

@@ -19,7 +19,7 @@ import (
 
 // What runc does and a wasm container may not do yet.
 const (
-	idMappedMounts = false // with "user" among the namespaces it has the kubelet use user namespaces
+	idMappedMounts = true // with "user" among the namespaces it has the kubelet use user namespaces
 	seccomp        = false
 	apparmor       = false
 	selinux        = false

@@ -44,7 +44,7 @@ type Cgroup struct {
 func New(path, id string, limits *specs.LinuxResources, systemd bool) (*Cgroup, error) {
 	config := &cgroups.Cgroup{Resources: &cgroups.Resources{}}
 	switch {
-	case systemd || isScope(path):
+	case systemd || IsScope(path):
 		if err := scope(config, path, id); err != nil {
 			return nil, fmt.Errorf("cgroup: %w", err)
 		}

@@ -246,7 +246,7 @@ func TestTheDriverOfSystemdIsToldByThePath(t *testing.T) {
 		"x:y:z":                         false,
 		"x.slice:y:z:":                  false,
 	} {
-		if got := isScope(path); got != want {
+		if got := IsScope(path); got != want {
 			t.Errorf("%q: %v, want %v", path, got, want)
 		}
 	}

@@ -17,10 +17,10 @@ const scopePrefix = "wazero"
 // keeper has to be killed.
 const stopTimeout = 5 * time.Second
 
-// isScope tells whether a cgroupsPath is meant for systemd's driver though nothing
+// IsScope tells whether a cgroupsPath is meant for systemd's driver though nothing
 // else says so: `slice:prefix:name`, where the slice may be left to systemd.
 // nerdctl gives such a path and no option.
-func isScope(path string) bool {
+func IsScope(path string) bool {
 	slice, rest, ok := strings.Cut(path, ":")
 	return ok && strings.Count(rest, ":") == 1 && (slice == "" || strings.HasSuffix(slice, ".slice"))
 }
