@@ -135,7 +135,9 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	}
 	mounts := make([]mount.Mount, len(r.Rootfs))
 	for i, m := range r.Rootfs {
-		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+		// A copy: where ids are mapped, package mount changes the options it is given,
+		// and the request's are for an event or for runc yet.
+		mounts[i] = mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: slices.Clone(m.Options)}
 	}
 	c.mounted = true // in part, should it fail
 	if err := mount.All(mounts, c.bundle.mountpoint()); err != nil {
@@ -167,7 +169,7 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	}
 	defer p.destroy()
 	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
-	if err := walls.Build(); err != nil {
+	if err := walls.Build(nil); err != nil {
 		return err
 	}
 	if err := walls.Attach(dir); err != nil {
@@ -182,7 +184,11 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 
 // exec adds a process, which is launched when it is started.
 func (c *container) exec(execID string, spec *specs.Process, paths stdio.Stdio) error {
-	if err := checkProcess(spec); err != nil {
+	err := checkProcess(spec)
+	if err == nil {
+		err = c.bundle.checkUser(spec)
+	}
+	if err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
 	}
 	c.mu.Lock()
@@ -347,6 +353,7 @@ func (c *container) tearDown(ctx context.Context) error {
 	if c.cgroup != nil {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
 	}
+	c.poststop(ctx)
 	c.end(nil)
 	return errors.Join(errs...)
 }

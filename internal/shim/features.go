@@ -19,7 +19,7 @@ import (
 
 // What runc does and a wasm container may not do yet.
 const (
-	idMappedMounts = false // with "user" among the namespaces it has the kubelet use user namespaces
+	idMappedMounts = true // with "user" among the namespaces it has the kubelet use user namespaces
 	systemdCgroups = false
 	seccomp        = false
 	apparmor       = false
@@ -27,7 +27,7 @@ const (
 )
 
 // ociHooks are those that are run.
-var ociHooks []string
+var ociHooks = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 
 // ociFeatures are what both a wasm and a Linux container do, so what may be asked
 // of a container without a look at what it runs. A field that is left out says
