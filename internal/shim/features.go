@@ -26,7 +26,7 @@ const (
 )
 
 // ociHooks are those that are run.
-var ociHooks []string
+var ociHooks = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 
 // ociFeatures are what both a wasm and a Linux container do, so what may be asked
 // of a container without a look at what it runs. A field that is left out says
