@@ -26,10 +26,10 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/memory-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(shim) ## build the shim: one static binary in bin/
 
@@ -53,6 +53,13 @@ test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
 	CGO_ENABLED=1 $(GO) build -race -o $@ ./cmd/containerd-shim-wazero-v1
+
+test-cgroup2: build $(containerd) guests bin/systemd ## those that matter there on cgroup v2 and systemd, in a throw-away guest; needs root
+	tools/cgroup2/run
+
+bin/systemd: tools/cgroup2/systemd-root
+	tools/cgroup2/systemd-root $@
+	touch $@
 
 bench: build $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
@@ -93,6 +100,9 @@ bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
 	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
 
+bin/logger: test/logger/main.go go.mod
+	CGO_ENABLED=0 $(GO) build -o $@ ./test/logger
+
 bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
@@ -115,5 +125,5 @@ wabt clang cc busybox:
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race transcript bench lint clean guests wabt clang cc busybox
+.PHONY: help build install demo test test-race test-cgroup2 transcript bench lint clean guests wabt clang cc busybox
 .DEFAULT_GOAL := help

@@ -1013,6 +1013,33 @@ func TestContract31AUserNamespaceOfAPod(t *testing.T) {
 	if err != nil || resp.ExitCode != 0 {
 		t.Errorf("exec: %v, %v", resp, err)
 	}
+	t.Run("a user in it", func(t *testing.T) {
+		p := p.in(t)
+		id := p.run(probeImage, []string{"write", "/volume/user", "x", "print", "up", "cat", "/volume/secret"}, volume, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1234}
+			c.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 5678}
+		})
+		if s, got := p.exited(id), p.output(id, "stdout"); s.ExitCode != 1 || !strings.HasPrefix(got, "up\nerror:") {
+			t.Errorf("%v: printed %q", s, got)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(filepath.Join(dir, "user"), &st); err != nil || st.Uid != 1234 || st.Gid != 5678 {
+			t.Errorf("its file is of %d:%d, %v", st.Uid, st.Gid, err)
+		}
+	})
+	t.Run("one that is not mapped is refused", func(t *testing.T) {
+		p := p.in(t)
+		id := p.create(probeImage, nil, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: length}
+		})
+		wantError(t, p.start(id), nil, strconv.Itoa(length))
+	})
+	t.Run("its root has the working directory that is made for it", func(t *testing.T) {
+		p := p.in(t)
+		if got := p.finished(probeImage, []string{"write", "f", "made", "cat", "/made/here/f"}, func(c *runtimeapi.ContainerConfig) { c.WorkingDir = "/made/here" }); got != "made" {
+			t.Errorf("printed %q", got)
+		}
+	})
 }
 
 func TestContract23TheResourcesOfAContainerInAPod(t *testing.T) {

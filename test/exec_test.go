@@ -49,7 +49,7 @@ func (b *box) exec(t *testing.T, id string, change func(*specs.Process), args ..
 			ctx, cancel := context.WithTimeout(b.node.Context(context.Background()), 10*time.Second)
 			defer cancel()
 			if b.node.Client != nil {
-				_, _ = e.Process.Delete(ctx, containerd.WithProcessKill)
+				_, _ = e.Delete(ctx, containerd.WithProcessKill)
 			}
 		})
 	}
@@ -83,7 +83,7 @@ func (e *execution) finish(t *testing.T, ctx context.Context) uint32 {
 	if err := status.Error(); err != nil {
 		t.Fatalf("wait for exec: %v", err)
 	}
-	if _, err := e.Process.Delete(ctx); err != nil {
+	if _, err := e.Delete(ctx); err != nil {
 		t.Fatalf("delete exec: %v", err)
 	}
 	return status.ExitCode()
@@ -207,7 +207,7 @@ func TestContract29AnExecRunsAnotherModuleInTheContainer(t *testing.T) {
 					t.Fatal(err)
 				}
 				wantError(t, e.Start(b.ctx), errdefs.ErrInvalidArgument, c.want)
-				if _, err := e.Process.Delete(b.ctx); err != nil {
+				if _, err := e.Delete(b.ctx); err != nil {
 					t.Errorf("delete: %v", err)
 				}
 			})
@@ -237,7 +237,7 @@ func TestContract29AnExecRunsAnotherModuleInTheContainer(t *testing.T) {
 		if err := e.Kill(b.ctx, syscall.SIGTERM); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("kill before start: %v", err)
 		}
-		if s, err := e.Process.Delete(b.ctx); err != nil || s.ExitCode() != 0 {
+		if s, err := e.Delete(b.ctx); err != nil || s.ExitCode() != 0 {
 			t.Errorf("delete of one not started: %v, %v", s, err)
 		}
 		if _, err := b.exec(t, "twice", nil, "/app.wasm"); err != nil {

@@ -511,6 +511,10 @@ func elsewhere(n *node.Node, proc string) bool {
 		if strings.HasPrefix(cwd, filepath.Join(os.TempDir(), "wz")) {
 			return !strings.HasPrefix(cwd, n.Dir+"/")
 		}
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if _, ns, ok := strings.Cut(string(cmdline), "\x00-namespace\x00"); ok {
+			return !strings.HasPrefix(ns, node.Namespace+"\x00")
+		}
 	}
 	return false
 }

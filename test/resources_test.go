@@ -122,9 +122,9 @@ func status(t *testing.T, b *box) containerd.ProcessStatus {
 
 func TestContract18PidsAreThoseOfTheContainerAndNeverNone(t *testing.T) {
 	n := useNode(t)
-	other := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"))
+	other := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "0"))
 	other.mustCreate(t)
-	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"))
+	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "0"))
 	b.mustCreate(t)
 	pids := func() (all []uint32) {
 		t.Helper()
@@ -164,8 +164,10 @@ func TestContract18PidsAreThoseOfTheContainerAndNeverNone(t *testing.T) {
 		}
 	}
 	b.exit(t)
-	if got := pids(); len(got) != 0 {
-		t.Errorf("stopped: %v, want none", got)
+	// Until Delete: containerd, at its own start, takes a task without a process for
+	// one that has leaked.
+	if got := pids(); !slices.Equal(got, []uint32{b.task.Pid()}) {
+		t.Errorf("stopped: %v, want %d", got, b.task.Pid())
 	}
 }
 
@@ -212,7 +214,7 @@ func TestContract21StatsAreTrueFromCreateToDelete(t *testing.T) {
 		}
 	})
 	t.Run("memory", func(t *testing.T) {
-		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "stdin", "hold", "50"))
+		b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "stdin", "50"))
 		b.mustCreate(t, true)
 		if got := stats(t, b); got.memory == 0 {
 			t.Error("created: no memory")
@@ -234,7 +236,7 @@ func TestContract21StatsAreTrueFromCreateToDelete(t *testing.T) {
 		})
 	})
 	t.Run("limits", func(t *testing.T) {
-		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"), oci.WithMemoryLimit(300*mib), oci.WithPidsLimit(77))
+		b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "0"), oci.WithMemoryLimit(300*mib), oci.WithPidsLimit(77))
 		b.mustCreate(t)
 		for _, when := range []string{"created", "running"} {
 			if got := stats(t, b); got.memoryLimit != 300*mib || got.pidsLimit != 77 || got.pids == 0 || got.pids > 77 {
@@ -250,7 +252,7 @@ func TestContract21StatsAreTrueFromCreateToDelete(t *testing.T) {
 func TestContract22AnOOMKillIsAnEventBeforeTheExit(t *testing.T) {
 	n := useNode(t)
 	rec := record(t, n)
-	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "hold", "500"), oci.WithMemoryLimit(100*mib), oci.WithMemorySwap(100*mib))
+	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "500"), oci.WithMemoryLimit(100*mib), oci.WithMemorySwap(100*mib))
 	b.mustCreate(t)
 	b.mustStart(t)
 	if got := b.exit(t); got != 137 {
@@ -265,7 +267,7 @@ func TestContract22AnOOMKillIsAnEventBeforeTheExit(t *testing.T) {
 		t.Errorf("events %v, want %v", got, want)
 	}
 	// One that is killed otherwise has no such event.
-	b = container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"), oci.WithMemoryLimit(100*mib))
+	b = container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "0"), oci.WithMemoryLimit(100*mib))
 	b.mustCreate(t)
 	b.mustStart(t)
 	if err := b.task.Kill(b.ctx, syscall.SIGKILL); err != nil {
@@ -397,7 +399,7 @@ func ptr[T any](v T) *T { return &v }
 func TestContract23AnUpdateIsInForce(t *testing.T) {
 	n := useNode(t)
 	rec := record(t, n)
-	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "stdin", "hold", "500"), oci.WithPidsLimit(77))
+	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "stdin", "500"), oci.WithPidsLimit(77))
 	b.mustCreate(t, true)
 	if err := update(b, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](200 * mib), Swap: ptr[int64](200 * mib)}}); err != nil {
 		t.Fatalf("created: %v", err)
@@ -437,7 +439,7 @@ func TestContract23AnUpdateIsInForce(t *testing.T) {
 
 func TestContract23AnUpdateWithNonsenseIsRefusedAndChangesNothing(t *testing.T) {
 	n := useNode(t)
-	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"), oci.WithMemoryLimit(300*mib), oci.WithPidsLimit(77))
+	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "0"), oci.WithMemoryLimit(300*mib), oci.WithPidsLimit(77))
 	b.mustCreate(t)
 	b.mustStart(t)
 	const resources = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"

@@ -51,6 +51,7 @@ type container struct {
 	host    *host
 	cgroup  *cgroup.Cgroup
 	mounted bool
+	owner   owner // of the pipes and terminals of its processes
 	init    *process
 
 	// alive ends with the first process, and with it the launch of any other.
@@ -116,11 +117,11 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 		return telemetry.Stage(ctx, telemetry.CgroupCreate, func(context.Context) error { return c.cgroup.Create() })
 	})
 	go cgroupMade() // waited for on every way out of here
-	s, err := openStreams(stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
-	if err != nil {
+	c.owner = owner{int(opts.IoUid), int(opts.IoGid)}
+	paths := stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+	if c.init, err = newProcess(ctx, c, "", c.bundle.spec.Process, paths); err != nil {
 		return nil, err
 	}
-	c.init = newProcess(c, "", c.bundle.spec.Process, s)
 	if err := c.init.launch(ctx, cfg, cgroupMade); err != nil {
 		return nil, err
 	}
@@ -188,31 +189,44 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 }
 
 // exec adds a process, which is launched when it is started.
-func (c *container) exec(execID string, spec *specs.Process, paths stdio.Stdio) error {
+func (c *container) exec(ctx context.Context, execID string, spec *specs.Process, paths stdio.Stdio) error {
 	if err := checkProcess(spec); err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
 	}
+	if err := c.acceptsExec(execID, nil); err != nil {
+		return err
+	}
+	p, err := newProcess(ctx, c, execID, spec, paths) // not under the lock: a logger takes its time
+	if err != nil {
+		return fmt.Errorf("exec %s: %w", execID, err)
+	}
+	if err := c.acceptsExec(execID, p); err != nil {
+		return errors.Join(err, p.release())
+	}
+	return nil
+}
+
+// acceptsExec says why a process cannot be added under the given id, or adds it.
+func (c *container) acceptsExec(execID string, p *process) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, taken := c.execs[execID]; taken {
 		return fmt.Errorf("exec %s: %w", execID, errdefs.ErrAlreadyExists)
 	}
-	if err := c.acceptsExecLocked(); err != nil {
+	if err := c.runsExecsLocked(); err != nil {
 		return fmt.Errorf("exec %s: %w", execID, err)
 	}
-	s, err := openStreams(paths)
-	if err != nil {
-		return fmt.Errorf("exec %s: %w", execID, err)
+	if p != nil {
+		c.execs[execID] = p
+		c.host.outbox.send(&eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: execID})
 	}
-	c.execs[execID] = newProcess(c, execID, spec, s)
-	c.host.outbox.send(&eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: execID})
 	return nil
 }
 
 var errEnded = fmt.Errorf("the container's first process has exited: %w", errdefs.ErrFailedPrecondition)
 
-// acceptsExecLocked says why a process cannot be added or started.
-func (c *container) acceptsExecLocked() error {
+// runsExecsLocked says why a process cannot be added or started.
+func (c *container) runsExecsLocked() error {
 	if c.ended {
 		return errEnded
 	}
@@ -226,7 +240,7 @@ func (c *container) acceptsExecLocked() error {
 // the first one.
 func (c *container) launchExec(ctx context.Context, p *process) error {
 	c.mu.Lock()
-	err := c.acceptsExecLocked()
+	err := c.runsExecsLocked()
 	c.mu.Unlock()
 	if err != nil {
 		return err

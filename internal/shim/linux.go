@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
+	"time"
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	runc "github.com/containerd/go-runc"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 )
@@ -36,19 +38,47 @@ type linux struct {
 	forwarded chan struct{}                            // closed when it has sent its last event
 
 	mu      sync.Mutex
-	started bool // guarded by mu
-	// guarded by mu; of each container whose exit has not been seen, the deletion
-	// that came before it
-	pending map[string]*eventstypes.TaskDelete
+	started bool               // guarded by mu
+	endings map[string]*ending // guarded by mu; of each container whose exit is to come
+}
+
+// An ending is that of a container, as far as it is an event.
+type ending struct {
+	deleted *eventstypes.TaskDelete // came before the exit
+	told    chan struct{}           // closed when the exit is in the outbox
+}
+
+// A linuxContainer is one, at the service for all of them.
+type linuxContainer struct {
+	taskapi.TTRPCTaskService
+	ending *ending
+}
+
+// endingTime bounds how long Delete waits for the exit to be told.
+const endingTime = 2 * time.Second
+
+// Delete answers when the exit has been told: the service does not wait for that,
+// and the shim, which may be about to end, would take the event along.
+func (c linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	resp, err := c.TTRPCTaskService.Delete(ctx, r)
+	if err != nil || r.ExecID != "" {
+		return resp, err
+	}
+	select {
+	case <-c.ending.told:
+	case <-time.After(endingTime):
+		log.G(ctx).WithField("id", r.ID).Error("deleted, and nobody has told how it ended")
+	}
+	return resp, nil
 }
 
 func newLinux(ctx context.Context, o *outbox) *linux {
-	l := &linux{outbox: o, forwarded: make(chan struct{}), pending: map[string]*eventstypes.TaskDelete{}}
+	l := &linux{outbox: o, forwarded: make(chan struct{}), endings: map[string]*ending{}}
 	l.ctx, l.stop = shutdown.WithShutdown(ctx)
 	l.start = sync.OnceValues(func() (taskapi.TTRPCTaskService, error) {
 		s, err := runctask.NewTaskService(l.ctx, (*publisher)(l), l.stop)
 		if err != nil {
-			return nil, fmt.Errorf("Linux containers: %w", err)
+			return nil, fmt.Errorf("start the service for Linux containers: %w", err)
 		}
 		runc.Monitor = newRuncMonitor() // the service has set another
 		l.mu.Lock()
@@ -69,11 +99,18 @@ func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *
 	if r.Options, err = typeurl.MarshalAnyToProto(opts); err != nil {
 		return nil, 0, err
 	}
+	e := &ending{told: make(chan struct{})}
+	l.mu.Lock()
+	l.endings[r.ID] = e
+	l.mu.Unlock()
 	resp, err := s.Create(ctx, r)
 	if err != nil {
+		l.mu.Lock()
+		delete(l.endings, r.ID)
+		l.mu.Unlock()
 		return nil, 0, errgrpc.ToNative(err)
 	}
-	return s, resp.Pid, nil
+	return linuxContainer{s, e}, resp.Pid, nil
 }
 
 // close ends the service, once its events are in the outbox.
@@ -81,8 +118,9 @@ func (l *linux) close() error {
 	l.stop.Shutdown()
 	<-l.stop.Done()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.started {
+	started := l.started
+	l.mu.Unlock()
+	if started { // Publish wants the lock until then
 		<-l.forwarded
 	}
 	return nil
@@ -99,22 +137,22 @@ func (p *publisher) Publish(_ context.Context, _ string, event events.Event) err
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch e := event.(type) {
-	case *eventstypes.TaskCreate:
-		p.pending[e.ContainerID] = nil
 	case *eventstypes.TaskDelete:
-		if _, early := p.pending[e.ContainerID]; early {
-			p.pending[e.ContainerID] = e
+		if ending := p.endings[e.ContainerID]; ending != nil {
+			ending.deleted = e
 			return nil
 		}
 	case *eventstypes.TaskExit:
-		if e.ID != e.ContainerID {
+		ending := p.endings[e.ContainerID]
+		if ending == nil || e.ID != e.ContainerID {
 			break
 		}
 		p.outbox.send(e)
-		if deleted := p.pending[e.ContainerID]; deleted != nil {
-			p.outbox.send(deleted)
+		if ending.deleted != nil {
+			p.outbox.send(ending.deleted)
 		}
-		delete(p.pending, e.ContainerID)
+		delete(p.endings, e.ContainerID)
+		close(ending.told)
 		return nil
 	}
 	p.outbox.send(event)

@@ -103,7 +103,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	stop.RegisterCallback(func(context.Context) error { return socket.remove() })
+	stop.RegisterCallback(func(context.Context) error { return socket.remove() }) // ended by a signal
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
@@ -114,10 +114,17 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return outbox.close()
 	})
 	task := &service{
-		host:     &host{spawner: spawner, cache: cache, outbox: outbox},
-		linux:    linux,
-		shutdown: stop.Shutdown,
-		tasks:    map[string]*task{},
+		host:  &host{spawner: spawner, cache: cache, outbox: outbox},
+		linux: linux,
+		shutdown: func() {
+			// It is gone when Shutdown answers: containerd is about to tell the user
+			// that all is.
+			if err := socket.remove(); err != nil {
+				log.L.WithError(err).Error("remove socket")
+			}
+			stop.Shutdown()
+		},
+		tasks: map[string]*task{},
 	}
 	watching, unwatch := context.WithCancel(ctx)
 	watched := make(chan struct{})

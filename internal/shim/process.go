@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	eventstypes "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/pkg/stdio"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -40,13 +41,23 @@ type process struct {
 	done    chan struct{} // closed once the exit has been recorded and sent
 }
 
-func newProcess(c *container, execID string, spec *specs.Process, s *streams) *process {
+// newProcess opens the streams of a process. They are closed by its release.
+func newProcess(ctx context.Context, c *container, execID string, spec *specs.Process, paths stdio.Stdio) (_ *process, err error) {
 	p := &process{
-		execID: execID, container: c, spec: spec, streams: s,
+		execID: execID, container: c, spec: spec,
 		phase: created, settled: make(chan struct{}), done: make(chan struct{}),
 	}
 	close(p.settled)
-	return p
+	if p.streams, err = openStreams(ctx, p.id(), paths, c.owner); err != nil {
+		return nil, err
+	}
+	p.streams.onSignal = func(sig unix.Signal) { _ = p.kill(sig) } // gone already, or will be
+	if size := spec.ConsoleSize; paths.Terminal && size != nil {
+		if err := p.streams.resize(uint32(size.Width), uint32(size.Height)); err != nil {
+			return nil, errors.Join(err, p.streams.close())
+		}
+	}
+	return p, nil
 }
 
 // id is what events call the process.
@@ -226,6 +237,7 @@ func (p *process) supervise() {
 	if p.execID == "" {
 		c.endExecs()
 	}
+	p.streams.drain(drainTime)
 	p.exit = exitStatus{At: p.child.at, Pid: p.child.pid, Status: p.child.reported()}
 	p.child.relay.Finish(p.exit.At, p.exit.Status, killedBy(p.exit.Status, p.child.status))
 	if p.execID == "" {
@@ -337,6 +349,5 @@ func (p *process) release() error {
 	if c != nil {
 		c.release()
 	}
-	p.streams.handOver()
 	return p.streams.close()
 }

@@ -104,11 +104,15 @@ func (s *service) watch(ctx context.Context) {
 	}
 }
 
-// get finds the container of a call.
-func (s *service) get(id string) (*task, error) {
+func (s *service) lookUp(id string) *task {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t := s.tasks[id]; t != nil {
+	return s.tasks[id]
+}
+
+// get finds the container of a call.
+func (s *service) get(id string) (*task, error) {
+	if t := s.lookUp(id); t != nil {
 		return t, nil
 	}
 	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
@@ -198,11 +202,10 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 // Connect answers for any id: containerd asks it of a shim it finds after its
 // own restart.
 func (s *service) Connect(ctx context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	t, err := s.get(r.ID)
-	if err != nil {
-		return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}, nil
+	if t := s.lookUp(r.ID); t != nil {
+		return native(t.Connect(ctx, r))
 	}
-	return native(t.Connect(ctx, r))
+	return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}, nil
 }
 
 // Shutdown ends the shim after its last container. It may be called again.

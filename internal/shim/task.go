@@ -148,17 +148,21 @@ func (c *container) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*ptyp
 }
 
 // Exec adds a process that runs a module in the container.
-func (c *container) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
+func (c *container) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
 	var spec *specs.Process
 	if err := json.Unmarshal(r.Spec.GetValue(), &spec); err != nil {
 		return nil, fmt.Errorf("exec %s: specification of the process: %w: %w", r.ExecID, err, errdefs.ErrInvalidArgument)
 	}
-	return empty, c.exec(r.ExecID, spec, stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	return empty, c.exec(ctx, r.ExecID, spec, stdio.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 }
 
 // ResizePty sets the size of a process's terminal.
-func (c *container) ResizePty(context.Context, *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
-	return nil, unsupported("ResizePty")
+func (c *container) ResizePty(_ context.Context, r *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
+	p, err := c.process(r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return empty, p.streams.resize(r.Width, r.Height)
 }
 
 // Pause stops the guests where they are.
@@ -173,7 +177,7 @@ func (c *container) Resume(context.Context, *taskapi.ResumeRequest) (*ptypes.Emp
 
 // Checkpoint is not there: the state of a guest is the engine's.
 func (c *container) Checkpoint(context.Context, *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
-	return nil, unsupported("Checkpoint")
+	return nil, fmt.Errorf("checkpoint of a wasm container: %w", errdefs.ErrNotImplemented)
 }
 
 // Update changes the limits of the container.
@@ -191,10 +195,6 @@ func (c *container) Stats(context.Context, *taskapi.StatsRequest) (*taskapi.Stat
 		return nil, err
 	}
 	return &taskapi.StatsResponse{Stats: stats}, nil
-}
-
-func unsupported(call string) error {
-	return fmt.Errorf("%s of a wasm container: %w", call, errdefs.ErrNotImplemented)
 }
 
 func taskStart(id string, pid int) *eventstypes.TaskStart {

@@ -104,7 +104,7 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 			return fmt.Errorf("pod of %s: %w", contenders[i].name, e)
 		}
 		defer func() { err = errors.Join(err, pod.end(ctx)) }()
-		contenders[i].pod = pod.Container.ID()
+		contenders[i].pod = pod.ID()
 	}
 	if err := byTurns(ctx, n.Client, contenders, rounds, "s"); err != nil {
 		return err

@@ -285,6 +285,12 @@ func TestWithoutSystemdItsDriverIsAnError(t *testing.T) {
 
 func TestAKeeperWaitsUntilItIsKilledAndHeedsNoOtherSignal(t *testing.T) {
 	needRoot(t)
+	// What a process is started with need not be closed at an exec.
+	inherited, err := unix.Open("/", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	k, err := startKeeper()
 	if err != nil {
 		t.Fatal(err)
@@ -311,6 +317,9 @@ func TestAKeeperWaitsUntilItIsKilledAndHeedsNoOtherSignal(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+	if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", k.Pid)); err != nil || len(fds) != 0 {
+		t.Errorf("it holds %v open, %v", fds, err)
 	}
 	if s := status(); !strings.Contains(s, "\nThreads:\t1\n") || !strings.Contains(s, "State:\tS") {
 		t.Errorf("not one thread that sleeps:\n%s", s)

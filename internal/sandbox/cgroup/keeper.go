@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"syscall"
@@ -33,6 +34,11 @@ func startKeeper() (*keeper, error) {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	defer f.Close()
+	// It outlives a shim that is killed, and must not hold what the shim itself was
+	// started with open, its socket: `delete` would take the shim to be alive.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keeper: close on exec: %w", err)
+	}
 	// In no directory that is to be unmounted.
 	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), []string{"wazero-scope-keeper"},
 		&os.ProcAttr{Dir: "/", Env: []string{}, Sys: &syscall.SysProcAttr{Setsid: true}})

@@ -67,12 +67,16 @@ func do(what string, next func() string) error {
 		fmt.Fprintln(os.Stderr, next())
 	case "print":
 		fmt.Println(next())
-	case "burst": // that many bytes of output
+	case "burst", "errburst": // that many bytes of output
 		n, err := strconv.ParseInt(next(), 10, 64)
 		if err != nil {
 			return err
 		}
-		_, err = io.CopyN(os.Stdout, zeros{}, n)
+		out := os.Stdout
+		if what == "errburst" {
+			out = os.Stderr
+		}
+		_, err = io.CopyN(out, zeros{}, n)
 		return err
 	case "sleep":
 		d, err := time.ParseDuration(next())
@@ -108,20 +112,6 @@ func do(what string, next func() string) error {
 			b[i] = 1
 		}
 		fmt.Println("grown:", len(b)>>20)
-	case "hold": // that many MiB, touched, for ever
-		n, err := strconv.Atoi(next())
-		if err != nil {
-			return err
-		}
-		b := make([]byte, n<<20)
-		for i := 0; i < len(b); i += 4096 {
-			b[i] = 1
-		}
-		fmt.Println("holding:", n)
-		for {
-			time.Sleep(time.Hour)
-			b[0]++
-		}
 	case "garbage": // makes work for the collector, and never calls the host
 		var keep [64][]byte
 		for i := 0; ; i++ {
