@@ -108,33 +108,35 @@ func TestAContainerIsInTheGroupOfItsAnnotations(t *testing.T) {
 func TestOneOfManyOpensTheSocket(t *testing.T) {
 	for _, left := range []string{"nothing", "a dead socket"} {
 		t.Run(left, func(t *testing.T) {
-			address := "unix://" + filepath.Join(t.TempDir(), "s", "sock")
-			if left != "nothing" {
-				l, err := shim.NewSocket(address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				l.SetUnlinkOnClose(false)
-				l.Close()
-			}
-			got := make([]*net.UnixListener, 20)
-			var all sync.WaitGroup
-			for i := range got {
-				all.Go(func() {
+			for round := range 200 {
+				address := "unix://" + filepath.Join(t.TempDir(), "s", "sock")
+				if left != "nothing" {
 					l, err := listen(address)
 					if err != nil {
-						t.Error(err)
+						t.Fatal(err)
 					}
-					got[i] = l
-				})
-			}
-			all.Wait()
-			got = slices.DeleteFunc(got, func(l *net.UnixListener) bool { return l == nil })
-			if len(got) != 1 || !shim.CanConnect(address) {
-				t.Errorf("%d opened it, want 1 that can be reached: %t", len(got), shim.CanConnect(address))
-			}
-			for _, l := range got {
-				l.Close()
+					l.SetUnlinkOnClose(false)
+					l.Close()
+				}
+				got := make([]*net.UnixListener, 4)
+				var all sync.WaitGroup
+				for i := range got {
+					all.Go(func() {
+						l, err := listen(address)
+						if err != nil {
+							t.Error(err)
+						}
+						got[i] = l
+					})
+				}
+				all.Wait()
+				got = slices.DeleteFunc(got, func(l *net.UnixListener) bool { return l == nil })
+				if len(got) != 1 || !shim.CanConnect(address) {
+					t.Errorf("round %d: %d opened it, want 1; it can be reached: %t", round, len(got), shim.CanConnect(address))
+				}
+				for _, l := range got {
+					l.Close()
+				}
 			}
 		})
 	}
