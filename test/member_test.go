@@ -44,8 +44,12 @@ func newRawPod(t *testing.T, n *node.Node) *rawPod {
 	}
 	p.pid = int(resp.ShimPid)
 	t.Cleanup(func() {
-		if data, err := os.ReadFile(filepath.Join(p.bundle, "log")); err == nil && strings.Contains(string(data), "DATA RACE") {
+		data, err := os.ReadFile(filepath.Join(p.bundle, "log"))
+		if err == nil && strings.Contains(string(data), "DATA RACE") {
 			t.Errorf("the shim has a data race:\n%s", data)
+		}
+		if i := strings.Index(string(data), "panic: "); i > 0 && t.Failed() {
+			t.Logf("the shim has panicked:\n%.8000s", data[max(0, i-200):])
 		}
 	})
 	return p
@@ -78,6 +82,7 @@ type member struct {
 	pod        *rawPod
 	id, bundle string
 	stdio      cio.Config
+	runc       bool // it is a Linux container
 }
 
 // member makes the bundle of a container, in which the guest is called /app.wasm
@@ -109,6 +114,7 @@ func (p *rawPod) member(t *testing.T, guestName string, opts ...oci.SpecOpts) *m
 func (p *rawPod) linux(t *testing.T, script string) *member {
 	t.Helper()
 	m := p.member(t, "busybox", args("/busybox", "sh", "-c", script))
+	m.runc = true
 	if err := os.Rename(filepath.Join(m.bundle, "rootfs", "app"), filepath.Join(m.bundle, "rootfs", "busybox")); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -193,6 +194,9 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 
 // exec adds a process, which is launched when it is started.
 func (c *container) exec(ctx context.Context, execID string, spec *specs.Process, paths stdio.Stdio) error {
+	if execID == "" || execID == c.id { // those mean the first process, in calls and in events
+		return fmt.Errorf("exec in %s: not an id for it: %q: %w", c.id, execID, errdefs.ErrInvalidArgument)
+	}
 	err := checkProcess(spec)
 	if err == nil {
 		err = c.bundle.checkUser(spec)
@@ -261,10 +265,36 @@ func (c *container) launchExec(ctx context.Context, p *process) error {
 		// The files of its namespaces are open by now, and were its own if it lives.
 		return c.init.child.kill(0)
 	})
-	if e := context.Cause(ctx); e != nil {
-		return e
+	if err == nil {
+		return nil // whatever has happened since: the child is there, and endExecs knows
 	}
-	return err
+	return c.whyNotLaunched(ctx, err)
+}
+
+// dyingTime bounds how long an exec whose child was ended waits to hear that the
+// first process was, too.
+const dyingTime = time.Second
+
+// whyNotLaunched is the reason an exec could not be launched: the first process
+// may be on its way out, which shows in what it leaves before anybody is told.
+func (c *container) whyNotLaunched(ctx context.Context, err error) error {
+	// Its namespaces go first: then its end is certain, if not near.
+	var file *os.PathError
+	var late <-chan time.Time
+	if !errors.As(err, &file) || !strings.HasPrefix(file.Path, fmt.Sprintf("/proc/%d/", c.init.child.pid)) {
+		if errdefs.IsInvalidArgument(err) {
+			return err
+		}
+		late = time.After(dyingTime)
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c.init.child.exited:
+		return errEnded
+	case <-late:
+		return err
+	}
 }
 
 // endExecs ends what has been started beside the first process, once that has

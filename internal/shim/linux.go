@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
@@ -52,6 +53,33 @@ type ending struct {
 type linuxContainer struct {
 	taskapi.TTRPCTaskService
 	ending *ending
+
+	mu      sync.Mutex
+	started map[string]bool // guarded by mu; by exec id; the container's own is empty
+}
+
+// Start lets only one call for a process through at a time, and none after one
+// that succeeded. The service miscounts its processes otherwise: a second start of
+// an exec ends in a panic that no interceptor can catch.
+func (c *linuxContainer) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	c.mu.Lock()
+	again := c.started[r.ExecID]
+	c.started[r.ExecID] = true
+	c.mu.Unlock()
+	if again {
+		return nil, fmt.Errorf("start %s %s: it has been started: %w", r.ID, r.ExecID, errdefs.ErrFailedPrecondition)
+	}
+	resp, err := c.TTRPCTaskService.Start(ctx, r)
+	if err != nil {
+		c.forget(r.ExecID)
+	}
+	return resp, err
+}
+
+func (c *linuxContainer) forget(execID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.started, execID)
 }
 
 // endingTime bounds how long Delete waits for the exit to be told.
@@ -59,10 +87,14 @@ const endingTime = 2 * time.Second
 
 // Delete answers when the exit has been told: the service does not wait for that,
 // and the shim, which may be about to end, would take the event along.
-func (c linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+func (c *linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	resp, err := c.TTRPCTaskService.Delete(ctx, r)
-	if err != nil || r.ExecID != "" {
+	if err != nil {
 		return resp, err
+	}
+	if r.ExecID != "" {
+		c.forget(r.ExecID)
+		return resp, nil
 	}
 	select {
 	case <-c.ending.told:
@@ -110,7 +142,7 @@ func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *
 		l.mu.Unlock()
 		return nil, 0, errgrpc.ToNative(err)
 	}
-	return linuxContainer{s, e}, resp.Pid, nil
+	return &linuxContainer{TTRPCTaskService: s, ending: e, started: map[string]bool{}}, resp.Pid, nil
 }
 
 // close ends the service, once its events are in the outbox.

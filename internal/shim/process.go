@@ -291,6 +291,9 @@ func (p *process) kill(sig unix.Signal) error {
 	if p.execID != "" && (p.phase == created || p.phase == starting) {
 		return fmt.Errorf("exec %s: has not been started: %w", p.execID, errdefs.ErrFailedPrecondition)
 	}
+	if p.child == nil {
+		return fmt.Errorf("exec %s: is being deleted, and was never started: %w", p.execID, errdefs.ErrNotFound)
+	}
 	if err := p.child.kill(sig); err != nil {
 		return err
 	}
