@@ -33,16 +33,26 @@ func guestCapability(c uintptr) bool {
 // the one that locks it: linux/securebits.h.
 const securebits = 0b11 << 0 // SECBIT_NOROOT
 
-// setCredentials has a process started with attr be the given user, with those
+// setCredentials has a process started with attr be the user of cfg, with those
 // capabilities of the ones named that a guest can use. They are ambient, which
 // is the one way over an exec for a process that is not root or nothing special.
-func setCredentials(attr *syscall.SysProcAttr, u specs.User, capabilities []string) {
+//
+// With a user namespace there are none: they would count against the host's files.
+func setCredentials(attr *syscall.SysProcAttr, cfg Config) error {
+	u, err := cfg.IDs.User(cfg.User)
+	if err != nil {
+		return err
+	}
 	attr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.AdditionalGids}
-	for _, name := range capabilities {
+	if cfg.IDs != nil {
+		return nil
+	}
+	for _, name := range cfg.Capabilities {
 		if bit, ok := wasiCapabilities[name]; ok {
 			attr.AmbientCaps = append(attr.AmbientCaps, bit)
 		}
 	}
+	return nil
 }
 
 // setLimits sets the limits of a process from outside. Those that only the

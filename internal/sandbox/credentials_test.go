@@ -31,12 +31,27 @@ func TestAProcessIsBornWithItsUserAndTheCapabilitiesAGuestCanUse(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			attr := &syscall.SysProcAttr{Setsid: true}
-			setCredentials(attr, tt.user, tt.capabilities)
+			if err := setCredentials(attr, Config{User: tt.user, Capabilities: tt.capabilities}); err != nil {
+				t.Fatal(err)
+			}
 			want := &syscall.SysProcAttr{Setsid: true, Credential: &tt.want, AmbientCaps: tt.ambient}
 			if !reflect.DeepEqual(attr, want) {
 				t.Errorf("got %+v %+v, want %+v %+v", attr, attr.Credential, want, want.Credential)
 			}
 		})
+	}
+}
+
+func TestInAUserNamespaceAProcessIsTheMappedUserWithoutCapabilities(t *testing.T) {
+	ids := &IDMappings{UIDs: mapping(0, 100000, 10), GIDs: mapping(0, 200000, 10)}
+	attr := &syscall.SysProcAttr{}
+	err := setCredentials(attr, Config{IDs: ids, User: specs.User{GID: 1, AdditionalGids: []uint32{2, 3}}, Capabilities: []string{"CAP_FOWNER"}})
+	want := &syscall.Credential{Uid: 100000, Gid: 200001, Groups: []uint32{200002, 200003}}
+	if err != nil || !reflect.DeepEqual(attr.Credential, want) || attr.AmbientCaps != nil {
+		t.Errorf("got %+v, %v, %v, want %+v and no capabilities", attr.Credential, attr.AmbientCaps, err, want)
+	}
+	if err := setCredentials(attr, Config{IDs: ids, User: specs.User{UID: 10}}); err == nil {
+		t.Error("a user that is not mapped: got no error")
 	}
 }
 

@@ -3,13 +3,15 @@ package sandbox
 import (
 	"maps"
 	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // MountOptions are the options that [specs.Mount] may have for any file system.
 //
 // [specs.Mount]: https://github.com/opencontainers/runtime-spec/blob/main/config.md#mounts
 func MountOptions() []string {
-	all := []string{"bind", "rbind", "defaults"}
+	all := []string{"bind", "rbind", "defaults", "idmap", "ridmap"}
 	for option := range attributes {
 		all = append(all, option, "r"+option)
 	}
@@ -20,7 +22,7 @@ func MountOptions() []string {
 
 // NamespaceTypes are the types of namespaces that [NewNamespaces] takes.
 func NamespaceTypes() []string {
-	var all []string
+	all := []string{string(specs.UserNamespace)} // as [IDMappings]
 	for t := range namespaceFlags {
 		all = append(all, string(t))
 	}

@@ -55,6 +55,8 @@ var unusedFilesystems = map[string]bool{"devpts": true, "mqueue": true}
 // mountOptions are a mount's options, sorted by who takes them.
 type mountOptions struct {
 	bind, recursive bool
+	idmap           uint           // AT_RECURSIVE where the mounts below are mapped too
+	mapped          bool           // by the mount's mappings, or the container's
 	attr            unix.MountAttr // of the mount
 	attrRecursive   unix.MountAttr // of the mount and those below it
 	data            []string       // of the file system
@@ -73,8 +75,10 @@ func parseMountOptions(options []string) (mountOptions, error) {
 			o.attrRecursive.Propagation = propagations[opt]
 		case opt == "shared" || opt == "rshared" || opt == "unbindable" || opt == "runbindable":
 			return o, fmt.Errorf("option %s: not supported for wasm containers", opt)
-		case opt == "idmap" || opt == "ridmap":
-			return o, fmt.Errorf("option %s: not supported for wasm containers", opt)
+		case opt == "idmap":
+			o.mapped = true
+		case opt == "ridmap":
+			o.mapped, o.idmap = true, unix.AT_RECURSIVE
 		default:
 			if a, ok := attributes[opt]; ok {
 				o.attr.Attr_set = o.attr.Attr_set&^a.clear | a.set
@@ -97,9 +101,9 @@ type source struct {
 	dir bool
 }
 
-// openSource opens what m mounts. A nil source and a nil error: m is one of
-// those a wasm container goes without.
-func openSource(m specs.Mount, base string) (_ *source, err error) {
+// openSource opens what m, of cfg, mounts. A nil source and a nil error: m is one
+// of those a wasm container goes without.
+func openSource(m specs.Mount, cfg Config) (_ *source, err error) {
 	if _, ok := kernelFilesystems[m.Type]; ok || unusedFilesystems[m.Type] {
 		return nil, nil
 	}
@@ -107,8 +111,9 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return nil, errors.New("id mappings: not supported for wasm containers")
+	ids, err := mountMappings(m, o, cfg.IDs)
+	if err != nil {
+		return nil, err
 	}
 	s := &source{fd: -1}
 	defer func() {
@@ -122,7 +127,7 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 		}
 		path := m.Source
 		if !filepath.IsAbs(path) {
-			path = filepath.Join(base, path)
+			path = filepath.Join(cfg.Base, path)
 		}
 		flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 		if o.recursive {
@@ -140,6 +145,13 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 			return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 		}
 		s.dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if ids != nil {
+			if err := mapIDs(s.fd, o.idmap, *ids, cfg.NewUserNamespace); err != nil {
+				return nil, fmt.Errorf("bind %s: %w", path, err)
+			}
+		}
+	} else if ids != nil {
+		return nil, errors.New("id mappings: only a bind mount can have them")
 	} else {
 		s.dir = true
 		if s.fd, err = newFilesystem(m.Type, m.Source, o.data); err != nil {
@@ -155,6 +167,40 @@ func openSource(m specs.Mount, base string) (_ *source, err error) {
 		}
 	}
 	return s, nil
+}
+
+// mountMappings are the id mappings that m is to have: its own, or those of the
+// container; nil for none.
+func mountMappings(m specs.Mount, o mountOptions, container *IDMappings) (*IDMappings, error) {
+	switch {
+	case len(m.UIDMappings) > 0 && len(m.GIDMappings) > 0:
+		return &IDMappings{m.UIDMappings, m.GIDMappings}, nil
+	case len(m.UIDMappings)+len(m.GIDMappings) > 0:
+		return nil, errors.New("id mappings: of users or of groups only")
+	case o.mapped && container == nil:
+		return nil, errors.New("option idmap: neither the mount nor the container has id mappings")
+	case o.mapped:
+		return container, nil
+	}
+	return nil, nil
+}
+
+// mapIDs has the files of a mount that is attached nowhere belong to whom ids say.
+func mapIDs(mount int, recursive uint, ids IDMappings, newUserNamespace func(IDMappings) (*os.File, error)) error {
+	ns, err := newUserNamespace(ids)
+	if err != nil {
+		return fmt.Errorf("id mappings: %w", err)
+	}
+	defer ns.Close()
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	err = unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH|recursive, &attr)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("id mappings: %w: a file system that does not support them", err)
+	}
+	if err != nil {
+		return fmt.Errorf("id mappings: %w", err)
+	}
+	return nil
 }
 
 func onKernelFilesystem(fd int) (bool, error) {
@@ -275,6 +321,99 @@ func makeDevices(dev int) error {
 		}
 	}
 	return nil
+}
+
+// deviceTypes are the letters of a specification's devices.
+var deviceTypes = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
+
+// makeDevice makes a device of a specification in the tree root. What can be done
+// with it is up to the cgroup and to its mode.
+func makeDevice(root int, d specs.LinuxDevice, ids *IDMappings) error {
+	kind, ok := deviceTypes[d.Type]
+	if !ok {
+		return fmt.Errorf("type %q: unknown", d.Type)
+	}
+	var number int
+	if kind != unix.S_IFIFO {
+		number = int(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))
+	}
+	mode, owner := uint32(0o666), specs.User{}
+	if d.FileMode != nil {
+		mode = uint32(d.FileMode.Perm())
+	}
+	if d.UID != nil {
+		owner.UID = *d.UID
+	}
+	if d.GID != nil {
+		owner.GID = *d.GID
+	}
+	owner, err := ids.User(owner)
+	if err != nil {
+		return err
+	}
+	parent, name := filepath.Split(filepath.Clean("/" + d.Path))
+	up, err := makeTarget(root, parent, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(up)
+	err = unix.Mknodat(up, name, kind|mode, number)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if e := unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW); e != nil {
+			return e
+		}
+		if st.Mode&unix.S_IFMT == kind && st.Rdev == uint64(number) {
+			return nil // one that every /dev has
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchownat(up, name, int(owner.UID), int(owner.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	return unix.Fchmodat(up, name, mode, 0) // whatever the umask
+}
+
+// cover puts on top of path of the tree root what openCover opens for a directory
+// or for anything else. A path that is not there needs none.
+func cover(root int, path string, openCover func(target int, dir bool) (int, error)) error {
+	target, err := openInRoot(root, path, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err != nil {
+		return err
+	}
+	mount, err := openCover(target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return err
+	}
+	return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// openNothing is a cover under which nothing is seen.
+func openNothing(_ int, dir bool) (int, error) {
+	if dir {
+		return newFilesystem("tmpfs", "tmpfs", []string{"mode=0755", "size=4k"})
+	}
+	return unix.OpenTree(unix.AT_FDCWD, "/dev/null", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+}
+
+// openItself is a cover that shows what is there.
+func openItself(target int, _ bool) (int, error) {
+	return unix.OpenTree(target, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 }
 
 // detachKernelFilesystems takes off the ones that came in below a recursive

@@ -27,6 +27,8 @@ func TestMountOptionsAreSortedByWhoTakesThem(t *testing.T) {
 			bind: true, recursive: true, attrRecursive: private,
 			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY},
 		}},
+		{"bind,idmap", mountOptions{bind: true, mapped: true, attrRecursive: private}},
+		{"rbind,ridmap", mountOptions{bind: true, recursive: true, mapped: true, idmap: unix.AT_RECURSIVE, attrRecursive: private}},
 		{"rslave", mountOptions{attrRecursive: unix.MountAttr{Propagation: unix.MS_SLAVE}}},
 		{"slave,private", mountOptions{attrRecursive: private}},
 		{"nosuid,nodev,noexec,nodiratime,nosymfollow", mountOptions{
@@ -76,7 +78,7 @@ func TestMountOptionsAreSortedByWhoTakesThem(t *testing.T) {
 }
 
 func TestAMountOptionThatCannotBeHadIsAnError(t *testing.T) {
-	for _, option := range []string{"shared", "rshared", "unbindable", "runbindable", "idmap", "ridmap"} {
+	for _, option := range []string{"shared", "rshared", "unbindable", "runbindable"} {
 		if _, err := parseMountOptions([]string{"rbind", option, "ro"}); err == nil {
 			t.Errorf("%s: got no error", option)
 		}
@@ -85,7 +87,7 @@ func TestAMountOptionThatCannotBeHadIsAnError(t *testing.T) {
 
 func TestMountsThatAGuestHasNoUseForAreLeftOut(t *testing.T) {
 	for _, fstype := range []string{"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"} {
-		s, err := openSource(specs.Mount{Type: fstype, Source: fstype, Options: []string{"shared"}}, "/")
+		s, err := openSource(specs.Mount{Type: fstype, Source: fstype, Options: []string{"shared"}}, Config{})
 		if s != nil || err != nil {
 			t.Errorf("%s: got %v, %v, want neither a mount nor an error", fstype, s, err)
 		}
@@ -97,12 +99,14 @@ func TestAMountThatCannotBeMadeIsAnError(t *testing.T) {
 	for name, m := range map[string]specs.Mount{
 		"an option unknown to a bind mount": {Type: "bind", Source: "/", Options: []string{"size=1"}},
 		"bind by option, with another":      {Type: "none", Source: "/", Options: []string{"bind", "mode=1"}},
-		"uid mappings":                      {Type: "bind", Source: "/", UIDMappings: mappings},
-		"gid mappings":                      {Type: "bind", Source: "/", GIDMappings: mappings},
+		"uid mappings alone":                {Type: "bind", Source: "/", UIDMappings: mappings},
+		"gid mappings alone":                {Type: "bind", Source: "/", GIDMappings: mappings},
+		"a container's mappings, of none":   {Type: "bind", Source: "/", Options: []string{"idmap"}},
+		"mappings of no bind mount":         {Type: "tmpfs", UIDMappings: mappings, GIDMappings: mappings},
 		"a propagation that leads out":      {Type: "bind", Source: "/", Options: []string{"rshared"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if s, err := openSource(m, "/"); err == nil {
+			if s, err := openSource(m, Config{}); err == nil {
 				t.Errorf("got %+v, want an error", s)
 			}
 		})

@@ -38,21 +38,24 @@ type Namespaces struct {
 // NewNamespaces reads the namespaces of an OCI specification. The mount
 // namespace is always a new one, asked for or not: the walls are built in it.
 //
-// A type that is named twice, an unknown type, a user or time namespace and a
-// mount or cgroup namespace by path are errors.
+// A type that is named twice, an unknown type, a time namespace and a mount
+// namespace by path are errors. A user namespace is none of these: see
+// [IDMappings].
 func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 	ns := Namespaces{flags: unix.CLONE_NEWNS, paths: map[uintptr]string{}}
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, n := range spec {
 		flag, ok := namespaceFlags[n.Type]
 		switch {
+		case n.Type == specs.UserNamespace:
+			continue
 		case !ok:
 			return ns, fmt.Errorf("%s namespace: not supported for wasm containers", n.Type)
 		case seen[n.Type]:
 			return ns, fmt.Errorf("%s namespace: given twice", n.Type)
 		case n.Path == "":
 			ns.flags |= flag
-		case flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWCGROUP:
+		case flag == unix.CLONE_NEWNS:
 			return ns, fmt.Errorf("%s namespace: cannot be joined by path (%s)", n.Type, n.Path)
 		default:
 			ns.paths[flag] = n.Path
@@ -71,6 +74,29 @@ func NamespacesOf(pid int) Namespaces {
 		ns.paths[flag] = fmt.Sprintf("/proc/%d/ns/%s", pid, file)
 	}
 	return ns
+}
+
+// nsGetNSType is NS_GET_NSTYPE of ioctl_nsfs(2).
+const nsGetNSType = 0xb703
+
+// Check looks whether the namespaces that are to be joined are there.
+func (ns Namespaces) Check() error {
+	for flag, path := range ns.paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("join namespace: %w", err)
+		}
+		got, err := unix.IoctlRetInt(int(f.Fd()), nsGetNSType)
+		f.Close()
+		if err != nil || uintptr(got) != flag {
+			return notNamespace(flag, path)
+		}
+	}
+	return nil
+}
+
+func notNamespace(flag uintptr, path string) error {
+	return fmt.Errorf("join namespace %s: not a %s namespace", path, namespaceFiles[flag])
 }
 
 // Has tells whether a process of these namespaces has one of type t that is not
@@ -93,7 +119,7 @@ func openNamespace(flag uintptr) (*os.File, error) {
 func join(flag uintptr, file *os.File) error {
 	err := unix.Setns(int(file.Fd()), int(flag))
 	if errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("join namespace %s: not a %s namespace", file.Name(), namespaceFiles[flag])
+		return notNamespace(flag, file.Name())
 	}
 	if err != nil {
 		return fmt.Errorf("join namespace %s: %w", file.Name(), err)
@@ -120,4 +146,14 @@ func visit(flag uintptr, file *os.File) (back func(), err error) {
 			panic(err)
 		}
 	}, nil
+}
+
+// visitPath is visit of the namespace at path.
+func visitPath(flag uintptr, path string) (back func(), err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("join namespace: %w", err)
+	}
+	defer f.Close()
+	return visit(flag, f)
 }

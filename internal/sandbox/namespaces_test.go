@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"maps"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -25,6 +26,9 @@ func TestNamespacesAreMadeOrJoinedAsTheSpecificationSays(t *testing.T) {
 		}, unix.CLONE_NEWNS, map[uintptr]string{
 			unix.CLONE_NEWPID: "/proc/1/ns/pid", unix.CLONE_NEWNET: "/run/netns/a", unix.CLONE_NEWIPC: "/proc/1/ns/ipc", unix.CLONE_NEWUTS: "/proc/1/ns/uts",
 		}},
+		{"a cgroup namespace by path", []specs.LinuxNamespace{{Type: "cgroup", Path: "/proc/1/ns/cgroup"}}, unix.CLONE_NEWNS,
+			map[uintptr]string{unix.CLONE_NEWCGROUP: "/proc/1/ns/cgroup"}},
+		{"a user namespace is not entered", []specs.LinuxNamespace{{Type: "user"}, {Type: "user", Path: "/proc/1/ns/user"}}, unix.CLONE_NEWNS, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := NewNamespaces(tt.spec)
@@ -43,13 +47,10 @@ func TestANamespaceThatCannotBeHadIsAnError(t *testing.T) {
 		name string
 		spec []specs.LinuxNamespace
 	}{
-		{"a user namespace", []specs.LinuxNamespace{{Type: "user"}}},
-		{"a user namespace by path", []specs.LinuxNamespace{{Type: "user", Path: "/proc/1/ns/user"}}},
 		{"a time namespace", []specs.LinuxNamespace{{Type: "time"}}},
 		{"an unknown type", []specs.LinuxNamespace{{Type: "pid"}, {Type: "nonsense"}}},
 		{"no type", []specs.LinuxNamespace{{}}},
 		{"a mount namespace by path", []specs.LinuxNamespace{{Type: "mount", Path: "/proc/1/ns/mnt"}}},
-		{"a cgroup namespace by path", []specs.LinuxNamespace{{Type: "cgroup", Path: "/proc/1/ns/cgroup"}}},
 		{"one twice", []specs.LinuxNamespace{{Type: "pid"}, {Type: "uts"}, {Type: "pid"}}},
 		{"one new and by path", []specs.LinuxNamespace{{Type: "network"}, {Type: "network", Path: "/run/netns/a"}}},
 		{"one by path and new", []specs.LinuxNamespace{{Type: "network", Path: "/run/netns/a"}, {Type: "network"}}},
@@ -60,6 +61,24 @@ func TestANamespaceThatCannotBeHadIsAnError(t *testing.T) {
 				t.Errorf("got %+v, want an error", got)
 			}
 		})
+	}
+}
+
+func TestANamespaceToJoinIsLookedFor(t *testing.T) {
+	for path, want := range map[string]string{
+		"/proc/self/ns/net":  "",
+		"/proc/self/ns/none": "no such file",
+		"/proc/self/ns/uts":  "not a net namespace",
+		"/etc/hosts":         "not a net namespace",
+	} {
+		ns, err := NewNamespaces([]specs.LinuxNamespace{{Type: "network", Path: path}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = ns.Check()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path)) {
+			t.Errorf("%s: got %v, want %q", path, err, want)
+		}
 	}
 }
 

@@ -9,7 +9,7 @@
 //
 //	NewWalls       a thread in new mount and UTS namespaces, still with the host's files
 //	Walls.Start    the process, in these namespaces, by way of a Spawner
-//	Walls.Build    mounts; the root of both is now a staging root: no file of the host
+//	Walls.Build    mounts; hooks; the root of both is now a staging root: no file of the host
 //	Walls.Attach   one directory of the host, read-only, in the staging root
 //	               (the process may read untrusted bytes from here on)
 //	Walls.Enter    the root of both is the container's; the staging root is gone
@@ -20,11 +20,13 @@
 package sandbox
 
 import (
+	"os"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Config says which walls to build. Every field but Base is taken from the OCI
-// runtime specification and means what it means there.
+// Config says which walls to build. Every field but Base and NewUserNamespace is
+// taken from the OCI runtime specification and means what it means there.
 type Config struct {
 	// Base is a directory of the host, the bundle: relative bind sources start
 	// here, and in the process's mount namespace the staging root is mounted over
@@ -36,10 +38,20 @@ type Config struct {
 	Rootfs   string
 	Readonly bool
 	Mounts   []specs.Mount
+	Devices  []specs.LinuxDevice // beside those of every /dev
+	// What of the files is hidden, and what cannot be written.
+	MaskedPaths   []string
+	ReadonlyPaths []string
 
 	Namespaces Namespaces
-	Hostname   string
-	Domainname string
+	// IDs say who User is to the host, and who owns what is made here. A process
+	// that is somebody else to the host has no capability there.
+	IDs *IDMappings
+	// NewUserNamespace makes a user namespace, for mounts that map ids.
+	NewUserNamespace func(IDMappings) (*os.File, error)
+	Sysctl           map[string]string
+	Hostname         string
+	Domainname       string
 
 	// Cwd is created in the root file system when the image lacks it, though not
 	// in that of another process.

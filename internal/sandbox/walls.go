@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -26,13 +27,16 @@ type Walls struct {
 	thread *thread // in the namespaces below
 	mnt    *os.File
 	uts    *os.File // nil: the host's
-	rootfs int      // O_PATH of the container's root, mounts and all; -1 without one
+	// The three are -1 until there is one.
+	staging int // the mount of the staging root
+	tree    int // the mount of the container's root file system
+	rootfs  int // O_PATH of the container's root, mounts and all
 }
 
 // NewWalls makes the mount namespace, and the UTS namespace where cfg asks for
 // one. [Walls.Close] must be called in any case.
 func NewWalls(cfg Config) (*Walls, error) {
-	w := &Walls{cfg: cfg, thread: newThread(), rootfs: -1}
+	w := &Walls{cfg: cfg, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
 	if err := w.thread.do(w.unshare); err != nil {
 		w.Close()
 		return nil, err
@@ -93,19 +97,16 @@ type Birthplace interface {
 func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
 	ns := w.cfg.Namespaces
 	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
-	setCredentials(attr, w.cfg.User, w.cfg.Capabilities)
+	if err := setCredentials(attr, w.cfg); err != nil {
+		return err
+	}
 	return s.thread.do(func() error {
 		inNamespaces := func() error {
 			for flag, path := range ns.paths {
 				if flag == unix.CLONE_NEWUTS || flag == unix.CLONE_NEWNS {
 					continue // by way of w.uts and w.mnt
 				}
-				f, err := os.Open(path)
-				if err != nil {
-					return fmt.Errorf("join namespace: %w", err)
-				}
-				back, err := visit(flag, f)
-				f.Close()
+				back, err := visitPath(flag, path)
 				if err != nil {
 					return err
 				}
@@ -133,35 +134,76 @@ func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, s
 	})
 }
 
-// Limit sets the resource limits of the process with the given pid.
-func (w *Walls) Limit(pid int) error { return setLimits(pid, w.cfg) }
+// Limit sets the resource limits of the process with the given pid, and the kernel
+// parameters of its namespaces.
+func (w *Walls) Limit(pid int) error {
+	if err := setLimits(pid, w.cfg); err != nil {
+		return err
+	}
+	return setSysctls(pid, w.cfg.Sysctl)
+}
 
-// Build makes the mounts, and takes the host's files away from the process.
-func (w *Walls) Build() error { return w.thread.do(w.build) }
+// Build makes the mounts, and takes the host's files away from the process. In
+// between it calls hooks, unless that is nil: the container's root file system is
+// then at its path of the host, to be seen in the namespaces of the process.
+func (w *Walls) Build(hooks func() error) error {
+	if err := w.thread.do(func() error { return w.mount(hooks != nil) }); err != nil {
+		return err
+	}
+	if hooks != nil {
+		if err := hooks(); err != nil {
+			return err
+		}
+	}
+	return w.thread.do(func() error { return w.leaveHost(hooks != nil) })
+}
 
-func (w *Walls) build() error {
+// RunHook has start, which starts a process, run on a thread that is in all
+// namespaces of the process pid. It is for use while Build calls hooks.
+func (w *Walls) RunHook(pid int, start func() error) error {
+	of := NamespacesOf(pid)
+	return w.thread.do(func() error {
+		for flag, path := range of.paths {
+			if flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWUTS {
+				continue // the thread's own
+			}
+			back, err := visitPath(flag, path)
+			if err != nil {
+				return err
+			}
+			defer back()
+		}
+		return start()
+	})
+}
+
+// mount makes the mounts of the container's root file system, in the staging root
+// or, for hooks, where the host has it.
+func (w *Walls) mount(forHooks bool) (err error) {
 	cfg := w.cfg
-	staging, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"})
-	if err != nil {
+	if w.staging, err = newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"}); err != nil {
 		return needsKernel(err)
 	}
-	defer unix.Close(staging)
 	for _, dir := range []string{Rootfs, Attached} {
-		if err := unix.Mkdirat(staging, dir[1:], 0o755); err != nil {
+		if err := unix.Mkdirat(w.staging, dir[1:], 0o755); err != nil {
 			return fmt.Errorf("staging root: %w", err)
 		}
 	}
-	tree := -1
-	if cfg.Rootfs != "" {
-		if tree, err = w.cloneRootfs(); err != nil {
-			return err
-		}
-		defer unix.Close(tree)
-		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
-			return fmt.Errorf("make root file system private: %w", needsKernel(err))
-		}
+	if cfg.Rootfs == "" {
+		return nil
 	}
+	if w.tree, err = w.cloneRootfs(); err != nil {
+		return err
+	}
+	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(w.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
+		return fmt.Errorf("make root file system private: %w", needsKernel(err))
+	}
+	back, err := cfg.IDs.makeFilesAs()
+	if err != nil {
+		return err
+	}
+	defer back()
 	// Every source is opened before the new root covers any of the host's paths.
 	sources := make([]*source, len(cfg.Mounts))
 	defer func() {
@@ -172,19 +214,49 @@ func (w *Walls) build() error {
 		}
 	}()
 	for i, m := range cfg.Mounts {
-		if sources[i], err = openSource(m, cfg.Base); err != nil {
+		if sources[i], err = openSource(m, cfg); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 	}
-	if err := unix.MoveMount(staging, "", unix.AT_FDCWD, cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if forHooks {
+		err = unix.MoveMount(w.tree, "", unix.AT_FDCWD, cfg.Rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		if err != nil {
+			return fmt.Errorf("attach root file system: %w", err)
+		}
+	} else if err := w.stage(); err != nil {
+		return err
+	}
+	return w.assemble(sources)
+}
+
+// stage puts the staging root over the host's path for it, and the root file
+// system in it.
+func (w *Walls) stage() error {
+	if err := unix.MoveMount(w.staging, "", unix.AT_FDCWD, w.cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("mount staging root: %w", err)
 	}
-	if tree >= 0 {
-		if err := w.assemble(tree, staging, sources); err != nil {
+	if w.tree < 0 {
+		return nil
+	}
+	if err := unix.MoveMount(w.tree, "", w.staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach root file system: %w", err)
+	}
+	return nil
+}
+
+// leaveHost makes the staging root the root.
+func (w *Walls) leaveHost(hooked bool) error {
+	if hooked || w.tree < 0 {
+		if err := w.stage(); err != nil {
 			return err
 		}
 	}
-	return pivot(staging)
+	if w.tree >= 0 {
+		if err := w.finish(hooked); err != nil {
+			return err
+		}
+	}
+	return pivot(w.staging)
 }
 
 // cloneRootfs clones the root file system with what is mounted in it: in the
@@ -219,18 +291,14 @@ func (w *Walls) cloneRootfs() (tree int, err error) {
 	})
 }
 
-// assemble attaches the root file system and everything mounted in it.
-func (w *Walls) assemble(tree, staging int, sources []*source) error {
-	if err := unix.MoveMount(tree, "", staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach root file system: %w", err)
-	}
-	recursive := false
+// assemble attaches everything that is mounted in the root file system.
+func (w *Walls) assemble(sources []*source) error {
 	for i, s := range sources {
 		if s == nil {
 			continue
 		}
 		m := w.cfg.Mounts[i]
-		if err := s.attach(tree, m.Destination); err != nil {
+		if err := s.attach(w.tree, m.Destination); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 		if filepath.Clean(m.Destination) == "/dev" && m.Type == "tmpfs" {
@@ -238,21 +306,47 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 				return fmt.Errorf("mount at %s: %w", m.Destination, err)
 			}
 		}
-		for _, o := range m.Options {
-			recursive = recursive || o == "rbind"
+	}
+	for _, d := range w.cfg.Devices {
+		if err := makeDevice(w.tree, d, w.cfg.IDs); err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
+	}
+	return nil
+}
+
+// finish is what must come after hooks, which may have mounted or made something.
+func (w *Walls) finish(hooked bool) error {
+	recursive := hooked
+	for _, m := range w.cfg.Mounts {
+		recursive = recursive || slices.Contains(m.Options, "rbind")
 	}
 	if recursive {
 		if err := detachKernelFilesystems(filepath.Join(w.cfg.Base, Rootfs)); err != nil {
 			return err
 		}
 	}
+	for _, path := range w.cfg.MaskedPaths {
+		if err := cover(w.tree, path, openNothing); err != nil {
+			return fmt.Errorf("mask %s: %w", path, err)
+		}
+	}
+	for _, path := range w.cfg.ReadonlyPaths {
+		if err := cover(w.tree, path, openItself); err != nil {
+			return fmt.Errorf("make %s read-only: %w", path, err)
+		}
+	}
+	back, err := w.cfg.IDs.makeFilesAs()
+	if err != nil {
+		return err
+	}
+	defer back()
 	if w.cfg.Cwd != "" {
 		open := openInRoot
 		if w.cfg.Namespaces.paths[unix.CLONE_NEWNS] == "" {
 			open = func(root int, path string, _ uint64) (int, error) { return makeTarget(root, path, true) }
 		}
-		cwd, err := open(tree, w.cfg.Cwd, unix.O_PATH)
+		cwd, err := open(w.tree, w.cfg.Cwd, unix.O_PATH)
 		if err != nil {
 			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
 		}
@@ -267,11 +361,11 @@ func (w *Walls) assemble(tree, staging int, sources []*source) error {
 	}
 	if w.cfg.Readonly {
 		ro := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &ro); err != nil {
+		if err := unix.MountSetattr(w.tree, "", unix.AT_EMPTY_PATH, &ro); err != nil {
 			return fmt.Errorf("make root file system read-only: %w", err)
 		}
 	}
-	rootfs, err := unix.Openat(tree, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	rootfs, err := unix.Openat(w.tree, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open root file system: %w", err)
 	}
@@ -353,8 +447,10 @@ func (w *Walls) Enter() error {
 // process lives.
 func (w *Walls) Close() {
 	w.thread.close()
-	if w.rootfs >= 0 {
-		unix.Close(w.rootfs)
+	for _, fd := range []int{w.staging, w.tree, w.rootfs} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 	if w.mnt != nil {
 		w.mnt.Close()
