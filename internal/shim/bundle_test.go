@@ -41,6 +41,12 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 		"no linux":                    `{` + goodProcess + `,` + goodRoot + `}`,
 		"a relative mount":            `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"mounts":[{"destination":"tmp","type":"tmpfs"}]}`,
 		"a user namespace":            `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}]}}`,
+		"unmapped user":               `{"process":{"args":["a"],"cwd":"/","user":{"uid":5}},` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"hostID":9,"size":1}],"gidMappings":[{"hostID":9,"size":1}]}}`,
+		"mappings alone":              `{` + goodProcess + `,` + goodRoot + `,"linux":{"uidMappings":[{"hostID":9,"size":1}]}}`,
+		"no such namespace":           `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"ipc","path":"/no/such"}]}}`,
+		"a startContainer hook":       `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"startContainer":[{"path":"/bin/true"}]}}`,
+		"a hook of a relative path":   `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"prestart":[{"path":"/bin/true"},{"path":"true"}]}}`,
+		"a hook without time":         `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"poststop":[{"path":"/bin/true","timeout":0}]}}`,
 		"the host's name":             `{` + goodProcess + `,` + goodRoot + `,"linux":{},"hostname":"mine"}`,
 		"the host's domain":           `{` + goodProcess + `,` + goodRoot + `,"linux":{},"domainname":"mine"}`,
 		"arguments of the wrong type": `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
@@ -81,7 +87,7 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 		umask        uint32
 	}{
 		{"the least", `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `}`, "rootfs", "", nil, 0o022},
-		{"fields that nobody heeds", `{"ociVersion":"1.2.0","hooks":{"prestart":1},` + goodProcess + `,` + goodRoot + `,` + goodLinux + `}`, "rootfs", "", nil, 0o022},
+		{"fields that nobody heeds", `{"ociVersion":"1.2.0","solaris":1,` + goodProcess + `,` + goodRoot + `,` + goodLinux + `}`, "rootfs", "", nil, 0o022},
 		{"an absolute root", `{` + goodProcess + `,"root":{"path":"/srv/root"},` + goodLinux + `}`, "/srv/root", "", nil, 0o022},
 		{"a host name of its own", `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hostname":"mine"}`, "rootfs", "mine", nil, 0o022},
 		{"root has the effective set", `{"process":{"args":["a"],"cwd":"/",` + caps + `},` + goodRoot + `,` + goodLinux + `}`,
