@@ -175,7 +175,7 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	}
 	defer p.destroy()
 	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
-	if err := walls.Build(); err != nil {
+	if err := walls.Build(nil); err != nil {
 		return err
 	}
 	if err := walls.Attach(dir); err != nil {
@@ -190,7 +190,11 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 
 // exec adds a process, which is launched when it is started.
 func (c *container) exec(ctx context.Context, execID string, spec *specs.Process, paths stdio.Stdio) error {
-	if err := checkProcess(spec); err != nil {
+	err := checkProcess(spec)
+	if err == nil {
+		err = c.bundle.checkUser(spec)
+	}
+	if err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
 	}
 	if err := c.acceptsExec(execID, nil); err != nil {
@@ -404,6 +408,7 @@ func (c *container) tearDown(ctx context.Context) error {
 	if c.cgroup != nil {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
 	}
+	c.poststop(ctx)
 	c.end(nil)
 	return errors.Join(errs...)
 }

@@ -178,6 +178,7 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err := mount.UnmountRecursive(filepath.Join(path, "rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.G(ctx).WithError(err).Warn("unmount root file system")
 	}
+	stopHooks(ctx, path, id)
 	_ = removeDeadSocket(socket) // there is none, mostly
 	return stopStatus(ctx, path), nil
 }

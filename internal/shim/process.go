@@ -96,6 +96,9 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 		}
 		// The broken entry has been dropped; a second one would be no accident.
 		log.G(ctx).WithError(err).WithField("id", p.id()).Warn("compile cache: entry dropped, compiling again")
+		if p.execID == "" {
+			p.container.poststop(ctx) // the process that hooks have been told of is gone
+		}
 	}
 }
 
@@ -140,12 +143,20 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 // wallIn builds the walls around c, which is starting up meanwhile, and has it
 // load the module in between: see packages sandbox and instance.
 func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) error {
+	var hooks func() error
+	if p.execID == "" {
+		hooks = p.container.bundle.createHooks(ctx, p.container.id, c, walls)
+	}
 	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(context.Context) error {
 		if err := walls.Limit(c.pid); err != nil {
 			return err
 		}
-		return walls.Build()
+		return walls.Build(hooks)
 	})
+	var failed *hookError
+	if errors.As(err, &failed) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}

@@ -36,6 +36,11 @@ func (c *container) Start(ctx context.Context, r *taskapi.StartRequest) (*taskap
 	if err != nil {
 		return nil, err
 	}
+	if r.ExecID == "" {
+		if err := c.poststart(ctx, pid); err != nil {
+			return nil, err
+		}
+	}
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
