@@ -39,7 +39,7 @@ func joining(pid uint32, types ...specs.LinuxNamespaceType) oci.SpecOpts {
 	return oci.Compose(opts...)
 }
 
-func mappedImage(t *testing.T, n *node.Node) containerd.Image {
+func usersImage(t *testing.T, n *node.Node) containerd.Image {
 	t.Helper()
 	secret := node.Regular("home/secret", []byte("of the user\n"))
 	secret.Uid, secret.Gid, secret.Mode = 1000, 1000, 0o600
@@ -50,7 +50,7 @@ func mappedImage(t *testing.T, n *node.Node) containerd.Image {
 func TestContract31NamespacesAreJoinedByPath(t *testing.T) {
 	n := useNode(t)
 	before := traces(t, n)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	pause := container(t, n, img, args("/busybox", "sleep", "1000"), oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}))
 	pause.mustCreate(t)
 	pause.mustStart(t)
@@ -164,7 +164,7 @@ func roots(img containerd.Image) map[string]func(id string) containerd.NewContai
 
 func TestContract31AUserNamespaceIsAppliedAndNotEntered(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	for name, withRoot := range roots(img) {
 		t.Run(name, func(t *testing.T) {
 			before := traces(t, n)
@@ -260,7 +260,7 @@ func TestContract31AUserNamespaceIsAppliedAndNotEntered(t *testing.T) {
 
 func TestContract31ANewUserNamespaceIsAppliedToo(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	root := roots(img)["id-mapped"]
 	b := userContainer(t, n, img, root, args("/app.wasm", "cat", "/etc/motd", "idle"), oci.WithUserNamespace(idMappings, idMappings),
 		specOf(func(s *oci.Spec) { s.Process.User = specs.User{UID: 1000, GID: 1000} }))
@@ -304,7 +304,7 @@ func hostTree(t *testing.T, fstype string) string {
 
 func TestContract31MountsMapIDs(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	dir := hostTree(t, "tmpfs")
 	users := oci.WithUserNamespace(idMappings, idMappings)
 	write := func(m specs.Mount, opts ...oci.SpecOpts) (top, below bool) {
@@ -362,7 +362,7 @@ func TestContract31MountsMapIDs(t *testing.T) {
 
 func TestAMountIsReadOnlyWithWhatIsBelow(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	dir := hostTree(t, "tmpfs")
 	for option, want := range map[string][2]bool{"rw": {true, true}, "ro": {false, true}, "rro": {false, false}} {
 		for i, path := range []string{"/v/file", "/v/below/file"} {
@@ -376,7 +376,7 @@ func TestAMountIsReadOnlyWithWhatIsBelow(t *testing.T) {
 
 func TestPathsAreMaskedAndReadOnly(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	masked := specOf(func(s *oci.Spec) {
 		s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, "/home", "/etc/motd", "/none/at/all", "/etc/motd/none")
 		s.Linux.ReadonlyPaths = append(s.Linux.ReadonlyPaths, "/etc", "/app.wasm", "/none")
@@ -400,7 +400,7 @@ func TestPathsAreMaskedAndReadOnly(t *testing.T) {
 
 func TestDevicesOfTheSpecificationAreMade(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	allow := func(major, minor int64) specs.LinuxDeviceCgroup {
 		return specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "rwm"}
 	}
@@ -441,7 +441,7 @@ func TestDevicesOfTheSpecificationAreMade(t *testing.T) {
 
 func TestSysctlsAreThoseOfTheContainersNamespaces(t *testing.T) {
 	n := useNode(t)
-	img := mappedImage(t, n)
+	img := usersImage(t, n)
 	sysctls := func(values map[string]string) oci.SpecOpts {
 		return specOf(func(s *oci.Spec) { s.Linux.Sysctl = values })
 	}

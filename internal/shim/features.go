@@ -19,13 +19,13 @@ import (
 
 // What runc does and a wasm container may not do yet.
 const (
-	idMappedMounts = true // with "user" among the namespaces it has the kubelet use user namespaces
-	seccomp        = false
-	apparmor       = false
-	selinux        = false
+	seccomp  = false
+	apparmor = false
+	selinux  = false
 )
 
-// ociHooks are those that are run.
+// ociHooks are those that are run. A startContainer hook is a Linux program of the
+// container's: a wasm container runs none.
 var ociHooks = []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 
 // ociFeatures are what both a wasm and a Linux container do, so what may be asked
@@ -44,7 +44,7 @@ func ociFeatures() *features.Features {
 			Apparmor:        &features.Apparmor{Enabled: new(apparmor)},
 			Selinux:         &features.Selinux{Enabled: new(selinux)},
 			IntelRdt:        &features.IntelRdt{Enabled: new(false)},
-			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: new(idMappedMounts)}},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: new(true)}},
 			NetDevices:      &features.NetDevices{Enabled: new(false)},
 		},
 		Annotations: map[string]string{RuntimeName + ".version": Version()},

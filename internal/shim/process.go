@@ -96,7 +96,9 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 		}
 		// The broken entry has been dropped; a second one would be no accident.
 		log.G(ctx).WithError(err).WithField("id", p.id()).Warn("compile cache: entry dropped, compiling again")
-		p.container.poststop(ctx) // the process that hooks have been told of is gone
+		if p.execID == "" {
+			p.container.poststop(ctx) // the process that hooks have been told of is gone
+		}
 	}
 }
 
