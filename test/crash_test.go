@@ -518,7 +518,7 @@ func oneOfMany(t *testing.T, n *node.Node, img containerd.Image, i int) error {
 			left = append(left, fmt.Errorf("left process %d", pid))
 		}
 	}
-	return errors.Join(append(left, b.Container.Delete(b.ctx, containerd.WithSnapshotCleanup))...)
+	return errors.Join(append(left, b.Delete(b.ctx, containerd.WithSnapshotCleanup))...)
 }
 
 // A size is what a shim holds.

@@ -23,7 +23,6 @@ import (
 	cplugin "github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 	"github.com/containerd/ttrpc"
-	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
@@ -80,14 +79,6 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	stop := sd.(shutdown.Service)
-	// A panic outside of any call ends the shim: let containerd's log say why.
-	if f, err := os.OpenFile("log", os.O_WRONLY|os.O_APPEND|unix.O_NONBLOCK, 0); err == nil {
-		err = debug.SetCrashOutput(f, debug.CrashOptions{})
-		f.Close() // it has a copy
-		if err != nil {
-			return nil, err
-		}
-	}
 	namespace, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return nil, err
