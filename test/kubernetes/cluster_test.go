@@ -158,7 +158,7 @@ func images(ctx context.Context) error {
 	}{
 		{node.PauseImage, ocispec.ImageConfig{Entrypoint: []string{"/pause"}}, map[string]string{"pause": "pause-static"}},
 		{linuxImage, ocispec.ImageConfig{Entrypoint: []string{"/bin/busybox", "sh", "-c"}}, map[string]string{"bin/busybox": "busybox"}},
-		{wasmImage, ocispec.ImageConfig{Entrypoint: []string{"/probe.wasm"}}, map[string]string{"probe.wasm": "probe.wasm"}},
+		{wasmImage, ocispec.ImageConfig{Entrypoint: []string{"/probe.wasm"}}, map[string]string{"probe.wasm": "probe.wasm", "srv/hello.wasm": "hello.wasm"}},
 		{quitImage, ocispec.ImageConfig{Entrypoint: []string{"/probe.wasm"}, StopSignal: "SIGQUIT"}, map[string]string{"probe.wasm": "probe.wasm"}},
 		{badImage, ocispec.ImageConfig{Entrypoint: []string{"/bad.wasm"}}, map[string]string{"bad.wasm": "badimport.wasm"}},
 	} {

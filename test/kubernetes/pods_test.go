@@ -30,9 +30,16 @@ func wasm(args ...string) corev1.Container {
 	return corev1.Container{Name: "wasm", Image: wasmImage, ImagePullPolicy: corev1.PullNever, Args: args}
 }
 
-// linux is one of a Linux program that stays until it is told to end.
+// linux is one of a Linux program that stays until it is told to end; it counts as
+// started when it can be told. Before, the first process of a PID namespace
+// ignores a SIGTERM.
 func linux() corev1.Container {
-	return corev1.Container{Name: "linux", Image: linuxImage, ImagePullPolicy: corev1.PullNever, Args: []string{"echo beside it; trap exit TERM; while :; do sleep 1; done"}}
+	return corev1.Container{
+		Name: "linux", Image: linuxImage, ImagePullPolicy: corev1.PullNever,
+		Args: []string{"trap exit TERM; echo beside it >/up; cat /up; while :; do sleep 1; done"},
+		Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
+			Exec: command("/bin/busybox", "sh", "-c", "until [ -e /up ]; do sleep 0.1; done").Exec}},
+	}
 }
 
 // create makes a pod on our node, which is deleted after the test; its name is that of
@@ -210,14 +217,20 @@ func describe(ctx context.Context, pod *corev1.Pod) string {
 
 func TestAPodOfAModuleAndALinuxProgramRuns(t *testing.T) {
 	t.Parallel()
-	w := wasm("args", "env", "stderr", "to stderr", "idle")
+	more, err := api.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "env-"}, Data: map[string]string{"MORE": "of it"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := wasm("args", "env", "cwd", "stderr", "to stderr", "idle")
+	w.WorkingDir = "/srv"
+	w.EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: more.Name}}}}
 	w.Env = []corev1.EnvVar{
 		{Name: "GREETING", Value: "hello"},
 		{Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}},
 	}
 	pod := ready(t, create(t, corev1.PodSpec{Containers: []corev1.Container{w, linux()}}))
 
-	logs(t, pod, "wasm", `args: ["/probe.wasm" "args" "env" "stderr" "to stderr" "idle"]`, "env: GREETING=hello", "env: POD="+pod.Name)
+	logs(t, pod, "wasm", `args: ["/probe.wasm" "args" "env" "cwd" "stderr" "to stderr" "idle"]`, "env: GREETING=hello", "env: MORE=of it", "env: POD="+pod.Name, "cwd: /srv")
 	logs(t, pod, "wasm", "to stderr")
 	logs(t, pod, "linux", "beside it")
 	if pod.Status.PodIP == "" {
@@ -750,6 +763,23 @@ func TestExecRunsAModule(t *testing.T) {
 	}
 	if n := status(pod, "wasm").RestartCount; n != 0 {
 		t.Errorf("restarted %d times", n)
+	}
+}
+
+// A hook before the end is a module as well; what it wrote is on the host.
+func TestAModuleRunsBeforeThePodIsStopped(t *testing.T) {
+	t.Parallel()
+	w := wasm("idle")
+	w.Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: command("/probe.wasm", "write", "/host/hook", "was here\n").Exec}}
+	mount(&w, "host", "/host")
+	host := t.TempDir()
+	pod := ready(t, create(t, corev1.PodSpec{
+		Containers: []corev1.Container{w},
+		Volumes:    []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: host}}}},
+	}))
+	remove(t.Context(), t, pod)
+	if data, err := os.ReadFile(filepath.Join(host, "hook")); err != nil || string(data) != "was here\n" {
+		t.Errorf("the hook wrote %q, %v", data, err)
 	}
 }
 
