@@ -30,7 +30,7 @@ wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/gue
 guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/memory-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(shim) ## build the shim: one static binary in bin/
 

@@ -34,7 +34,7 @@ func needRoot(t *testing.T) {
 func made(t *testing.T, limits *specs.LinuxResources) *Cgroup {
 	t.Helper()
 	needRoot(t)
-	c, err := New(fmt.Sprintf("/wazero-test/%d", time.Now().UnixNano()), "", limits, false)
+	c, err := New(fmt.Sprintf("/wazero-test-%d", time.Now().UnixNano()), "", limits, false)
 	if err != nil {
 		t.Fatal(err)
 	}
