@@ -515,6 +515,8 @@ func TestContract29WhatAnExecIsRefusedFor(t *testing.T) {
 	everything := traces(t, n)
 	p := newRawPod(t, n)
 	rec := record(t, n)
+	// The embedded service's errors have no class.
+	pausedClass := map[string]error{"wasm": errdefs.ErrFailedPrecondition}
 	for _, c := range []struct {
 		name string
 		m    *member
@@ -553,6 +555,25 @@ func TestContract29WhatAnExecIsRefusedFor(t *testing.T) {
 			wantError(t, err, nil, bad.Stdout, "no such file")
 			if _, err := m.state("io"); !errdefs.IsNotFound(err) {
 				t.Errorf("state: %v", err)
+			}
+			if err := m.exec("before", c.args...); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Pause(p.ctx, &taskapi.PauseRequest{ID: m.id}); err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, m.exec("paused", c.args...), pausedClass[c.name], "paused")
+			if c.name != "Linux" { // runc's Start waits for the Resume
+				wantError(t, m.start("before"), errdefs.ErrFailedPrecondition, "paused")
+			}
+			if _, err := p.Resume(p.ctx, &taskapi.ResumeRequest{ID: m.id}); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.start("before"); err != nil {
+				t.Errorf("start once resumed: %v", err)
+			}
+			if status, err := m.wait("before"); err != nil || status != 0 {
+				t.Errorf("once resumed: %d, %v", status, err)
 			}
 			if err := m.kill("", 9); err != nil {
 				t.Fatal(err)

@@ -26,7 +26,8 @@ func (m *member) refused(err error) bool {
 	if m.runc {
 		return !errors.Is(err, ttrpc.ErrClosed) && !strings.Contains(err.Error(), "panicked")
 	}
-	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsAlreadyExists(err)
+	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsAlreadyExists(err) ||
+		strings.Contains(err.Error(), "unable to freeze") // the kernel, while processes come and go
 }
 
 // hammer makes calls of all kinds about a container, of which some succeed, until
@@ -35,7 +36,7 @@ func (m *member) hammer(ctx context.Context, t *testing.T, worker int, exec []st
 	p := m.pod
 	for i := 0; ctx.Err() == nil; i++ {
 		execID, err := fmt.Sprintf("e-%d-%d", worker, i), error(nil)
-		what := rand.IntN(10)
+		what := rand.IntN(14)
 		switch what {
 		case 0:
 			_, err = p.State(p.ctx, &taskapi.StateRequest{ID: m.id})
@@ -55,6 +56,16 @@ func (m *member) hammer(ctx context.Context, t *testing.T, worker int, exec []st
 			cancelled, cancel := context.WithTimeout(p.ctx, 1)
 			_, _ = p.Wait(cancelled, &taskapi.WaitRequest{ID: m.id})
 			cancel()
+		case 8:
+			_, err = p.Stats(p.ctx, &taskapi.StatsRequest{ID: m.id})
+		case 9:
+			_, err = p.Update(p.ctx, &taskapi.UpdateTaskRequest{ID: m.id, Resources: &anypb.Any{
+				TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{"cpu":{"shares":512}}`),
+			}})
+		case 10: // what is paused is resumed, or killed
+			if _, err = p.Pause(p.ctx, &taskapi.PauseRequest{ID: m.id}); err == nil {
+				_, err = p.Resume(p.ctx, &taskapi.ResumeRequest{ID: m.id})
+			}
 		default:
 			// An exec's life, each call of which others may make impossible.
 			if err = m.exec(execID, exec...); err != nil {

@@ -196,6 +196,9 @@ func (c *container) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*pt
 // Stats are the figures of the container's cgroup.
 func (c *container) Stats(context.Context, *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	stats, err := metrics(c.cgroup)
+	if phase, _ := c.init.state(); phase == deleting || phase == deleted {
+		return nil, fmt.Errorf("stats of %s: it is being deleted: %w", c.id, errdefs.ErrNotFound) // with its cgroup
+	}
 	if err != nil {
 		return nil, err
 	}
