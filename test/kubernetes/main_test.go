@@ -64,7 +64,7 @@ func outside() (code int, err error) {
 		}
 		defer func() { err = errors.Join(err, os.WriteFile(name, value, 0o600)) }()
 	}
-	dir, err := os.MkdirTemp("", "wz")
+	dir, err := os.MkdirTemp("", "kubernetes-test")
 	if err != nil {
 		return 1, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -571,6 +572,9 @@ func cgroup(t *testing.T, pod *corev1.Pod, container, controller string) string 
 	err := filepath.WalkDir(filepath.Join("/sys/fs/cgroup", controller, cgroupRoot(dir)), func(path string, _ os.DirEntry, err error) error {
 		if filepath.Base(path) == id {
 			found = path
+		}
+		if errors.Is(err, fs.ErrNotExist) { // another pod's, just removed
+			return nil
 		}
 		return err
 	})
