@@ -128,26 +128,17 @@ func TestBadSpecifications(t *testing.T) {
 		}), []string{"hostname"}},
 		{"an unknown limit", change(func(s *oci.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_LUCK"}} }), []string{"RLIMIT_LUCK"}},
 		{"a cwd that is a file", change(func(s *oci.Spec) { s.Process.Cwd = "/app.wasm" }), []string{"/app.wasm", "not a directory"}},
-		{"a terminal", oci.WithTTY, []string{"terminal"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := traces(t, n)
 			b := container(t, n, img, args("/app.wasm"), c.opt)
-			wantError(t, createAs(b, c.name == "a terminal"), nil, c.want...)
+			wantError(t, b.create(), nil, c.want...)
 			leaves(t, n, before)
 		})
 	}
 	if name, _ := os.Hostname(); name == "taken-over" {
 		t.Error("the host has a new name")
 	}
-}
-
-func createAs(b *box, terminal bool) error {
-	if !terminal {
-		return b.create()
-	}
-	_, err := b.NewTask(b.ctx, cio.NewCreator(cio.WithStreams(strings.NewReader(""), b.stdout, nil), cio.WithTerminal, cio.WithFIFODir(filepath.Join(b.node.Dir, "fifo"))))
-	return err
 }
 
 // TestABundle breaks bundles between containerd and the shim: the specification

@@ -11,7 +11,7 @@ import (
 //
 // [specs.Mount]: https://github.com/opencontainers/runtime-spec/blob/main/config.md#mounts
 func MountOptions() []string {
-	all := []string{"bind", "rbind", "defaults", "idmap", "ridmap"}
+	all := []string{"bind", "rbind", "defaults"}
 	for option := range attributes {
 		all = append(all, option, "r"+option)
 	}
