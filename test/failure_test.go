@@ -278,7 +278,7 @@ func TestContract09ACreateThatIsGivenUpAtAnyMoment(t *testing.T) {
 			}
 			long := time.Since(began) * 3 / 2
 			whole.end(t)
-			for range 60 {
+			for range 30 {
 				m := p.member(t, "hello.wasm")
 				m.stdio = fifos(t)
 				after := time.Duration(rand.Int64N(int64(long)))
@@ -303,8 +303,8 @@ func TestContract09ACreateThatIsGivenUpAtAnyMoment(t *testing.T) {
 					t.Errorf("after %v: events %v, want %v", after, got, want)
 				}
 			}
-			if givenUp == 0 || givenUp == 60 {
-				t.Errorf("%d of 60 were given up: want both kinds", givenUp)
+			if givenUp == 0 || givenUp == 30 {
+				t.Errorf("%d of 30 were given up: want both kinds", givenUp)
 			}
 		})
 	}

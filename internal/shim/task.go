@@ -187,10 +187,20 @@ func (c *container) Checkpoint(context.Context, *taskapi.CheckpointTaskRequest) 
 
 // Update changes the limits of the container.
 func (c *container) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
-	if _, e := c.init.state(); !e.At.IsZero() {
-		return nil, fmt.Errorf("update %s: its process has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+	exited := func() error {
+		if _, e := c.init.state(); !e.At.IsZero() {
+			return fmt.Errorf("update %s: its process has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+		}
+		return nil
 	}
-	return empty, update(c.cgroup, r.Resources)
+	if err := exited(); err != nil {
+		return nil, err
+	}
+	err := update(c.cgroup, r.Resources)
+	if err != nil && exited() != nil {
+		err = exited() // and may have been deleted, with its cgroup
+	}
+	return empty, err
 }
 
 // Stats are the figures of the container's cgroup.
