@@ -277,7 +277,7 @@ func kubelet(ctx context.Context) error {
 		"authorization":          map[string]any{"mode": "AlwaysAllow"},
 		"makeIPTablesUtilChains": false, "resolvConf": "",
 		"volumePluginDir":  filepath.Join(dir, "plugins"),
-		"crashLoopBackOff": map[string]any{"maxContainerRestartPeriod": "1s"},
+		"crashLoopBackOff": map[string]any{"maxContainerRestartPeriod": "5s"},
 	})
 	if err != nil {
 		return err
