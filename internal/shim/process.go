@@ -248,7 +248,6 @@ func (p *process) supervise() {
 	if p.execID == "" {
 		c.endExecs()
 	}
-	p.streams.drain(drainTime)
 	p.exit = exitStatus{At: p.child.at, Pid: p.child.pid, Status: p.child.reported()}
 	p.child.relay.Finish(p.exit.At, p.exit.Status, killedBy(p.exit.Status, p.child.status))
 	if p.execID == "" {
@@ -256,6 +255,7 @@ func (p *process) supervise() {
 			log.L.WithError(err).WithField("id", p.id()).Error("record exit")
 		}
 	}
+	p.streams.drain(drainTime)
 	p.mu.Lock()
 	err := p.phase.to(stopped)
 	p.mu.Unlock()
