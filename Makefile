@@ -55,7 +55,7 @@ test-race: build bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
 	CGO_ENABLED=1 $(GO) build -race -o $@ ./cmd/containerd-shim-wazero-v1
 
-test-cgroup2: build $(containerd) guests bin/systemd ## those that matter there on cgroup v2 and systemd, in a throw-away guest; needs root
+test-cgroup2: build $(containerd) bin/runc guests bin/systemd ## those that matter there on cgroup v2 and systemd, in a throw-away guest; needs root
 	tools/cgroup2/run
 
 bin/systemd: tools/cgroup2/systemd-root

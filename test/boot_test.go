@@ -25,6 +25,7 @@ import (
 	apitypes "github.com/containerd/containerd/api/types"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -766,7 +767,7 @@ func TestContract24SystemdsDriverByConfiguration(t *testing.T) {
 			opts := options()
 			opts.ShimEnv = tt.env
 			n := newNode(t, opts)
-			b := containerWith(t, n, app(t, n, "spin.wasm"), tt.options, args("/app.wasm"))
+			b := containerWith(t, n, app(t, n, "spin.wasm"), tt.options, args("/app.wasm"), oci.WithCgroup("")) // the default one is no path of systemd's
 			err := b.create()
 			_, booted := os.Stat("/run/systemd/system") // sd_booted(3)
 			switch {
