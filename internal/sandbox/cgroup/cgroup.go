@@ -99,10 +99,21 @@ func (c *Cgroup) Create() error {
 	}
 	// All limits before any process: while the rules of version 1 are written one
 	// by one, those in between would be in force.
-	if err := c.manager.Set(c.config.Resources); err != nil {
+	if err := c.set(c.config.Resources); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
+}
+
+// setting is held while limits are set: the library finds out what the files of
+// the block controller are called as it sets the first one, and keeps that in a
+// variable which it does not guard.
+var setting sync.Mutex
+
+func (c *Cgroup) set(r *cgroups.Resources) error {
+	setting.Lock()
+	defer setting.Unlock()
+	return c.manager.Set(r)
 }
 
 // StartIn runs start, which starts a process with attr, so that the process is

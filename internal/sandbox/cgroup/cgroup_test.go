@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,11 +32,14 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root: run `sudo make test`")
 }
 
+// number tells cgroups apart that are made at the same time.
+var number atomic.Int64
+
 // made is a cgroup that exists, until the end of the test.
 func made(t *testing.T, limits *specs.LinuxResources) *Cgroup {
 	t.Helper()
 	needRoot(t)
-	c, err := New(fmt.Sprintf("/wazero-test-%d", time.Now().UnixNano()), "", limits, false)
+	c, err := New(fmt.Sprintf("/wazero-test-%d-%d", time.Now().UnixNano(), number.Add(1)), "", limits, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +121,17 @@ func TestAProcessIsBornInTheCgroupAndListed(t *testing.T) {
 	if pids, err := c.Pids(); err != nil || len(pids) != 1 {
 		t.Errorf("pids %v, %v: the cgroup of another was destroyed", pids, err)
 	}
+}
+
+// The race detector is what looks.
+func TestCgroupsAreMadeAtTheSameTime(t *testing.T) {
+	needRoot(t)
+	limit := int64(100)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() { made(t, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}) })
+	}
+	all.Wait()
 }
 
 func TestEveryProcessIsKilledFrozenOrNot(t *testing.T) {

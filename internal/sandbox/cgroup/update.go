@@ -35,7 +35,7 @@ func (c *Cgroup) Update(limits *specs.LinuxResources) error {
 	next := old
 	merge(&next, change)
 	before := c.limitFiles(change.Unified)
-	if err := c.manager.Set(&next); err != nil {
+	if err := c.set(&next); err != nil {
 		return errors.Join(fmt.Errorf("cgroup: %w", err), c.revert(&old, before))
 	}
 	*c.config.Resources = next
@@ -126,7 +126,7 @@ func (c *Cgroup) limitFiles(unified map[string]string) (files []limitFile) {
 // say anything, what was in the files.
 func (c *Cgroup) revert(old *cgroups.Resources, before []limitFile) error {
 	old.MemoryCheckBeforeUpdate = false
-	_ = c.manager.Set(old) // what counts is in the files
+	_ = c.set(old) // what counts is in the files
 	var errs []error
 	for range 2 { // one limit may have to wait for another, of swap for that of memory
 		errs = nil
