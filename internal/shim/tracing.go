@@ -59,31 +59,32 @@ func (t *tracedService) start(ctx context.Context, name, id, execID string, link
 	return ctx, span
 }
 
-// operation runs f in a span of the container's trace, which f may add to.
-func (t *tracedService) operation(ctx context.Context, name, id, execID string, f func(context.Context, trace.Span) error) error {
+// traced makes a call in a span of the container's trace, to which stages may add.
+// Tell, which may be nil, has the span say what came of it.
+func traced[Request, Response any](ctx context.Context, t *tracedService, name, id, execID string, r *Request,
+	call func(context.Context, *Request) (*Response, error), tell func(trace.Span, *Response),
+) (resp *Response, err error) {
 	ctx = withCaller(ctx)
 	theirs := trace.SpanContextFromContext(ctx)
 	t.mu.Lock()
 	ours, known := t.roots[id]
 	t.mu.Unlock()
-	if !known || ours.TraceID() == theirs.TraceID() {
-		ctx, span := t.start(ctx, name, id, execID)
-		err := f(ctx, span)
-		telemetry.End(span, err)
-		return err
+	octx := ctx
+	elsewhere := known && ours.TraceID() != theirs.TraceID()
+	if elsewhere {
+		octx = trace.ContextWithRemoteSpanContext(ctx, ours)
 	}
-	octx, span := t.start(trace.ContextWithRemoteSpanContext(ctx, ours), name, id, execID)
-	call := trace.Span(nil)
-	if theirs.IsValid() {
-		_, call = t.start(ctx, name, id, execID, trace.Link{SpanContext: span.SpanContext()})
-		span.AddLink(trace.Link{SpanContext: call.SpanContext()})
+	octx, span := t.start(octx, name, id, execID)
+	defer func() { telemetry.End(span, err) }()
+	if elsewhere && theirs.IsValid() {
+		_, theirSpan := t.start(ctx, name, id, execID, trace.Link{SpanContext: span.SpanContext()})
+		span.AddLink(trace.Link{SpanContext: theirSpan.SpanContext()})
+		defer func() { telemetry.End(theirSpan, err) }()
 	}
-	err := f(octx, span)
-	if call != nil {
-		telemetry.End(call, err)
+	if resp, err = call(octx, r); err == nil && tell != nil {
+		tell(span, resp)
 	}
-	telemetry.End(span, err)
-	return err
+	return resp, err
 }
 
 func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (resp *taskapi.CreateTaskResponse, err error) {
@@ -105,78 +106,49 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	return resp, err
 }
 
-func (t *tracedService) Start(ctx context.Context, r *taskapi.StartRequest) (resp *taskapi.StartResponse, err error) {
-	err = t.operation(ctx, telemetry.TaskStart, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
-		if resp, err = t.TTRPCTaskService.Start(ctx, r); err == nil {
-			span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
+func (t *tracedService) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	return traced(ctx, t, telemetry.TaskStart, r.ID, r.ExecID, r, t.TTRPCTaskService.Start, func(span trace.Span, resp *taskapi.StartResponse) {
+		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
+	})
+}
+
+func (t *tracedService) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	return traced(ctx, t, telemetry.TaskWait, r.ID, r.ExecID, r, t.TTRPCTaskService.Wait, func(span trace.Span, resp *taskapi.WaitResponse) {
+		span.SetAttributes(telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
+	})
+}
+
+func (t *tracedService) Kill(ctx context.Context, r *taskapi.KillRequest) (*ptypes.Empty, error) {
+	kill := func(ctx context.Context, r *taskapi.KillRequest) (*ptypes.Empty, error) {
+		trace.SpanFromContext(ctx).SetAttributes(telemetry.KillSignal.Int(int(r.Signal))) // also of one that fails
+		return t.TTRPCTaskService.Kill(ctx, r)
+	}
+	return traced(ctx, t, telemetry.TaskKill, r.ID, r.ExecID, r, kill, nil)
+}
+
+func (t *tracedService) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
+	return traced(ctx, t, telemetry.TaskExec, r.ID, r.ExecID, r, t.TTRPCTaskService.Exec, nil)
+}
+
+func (t *tracedService) Pause(ctx context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
+	return traced(ctx, t, telemetry.TaskPause, r.ID, "", r, t.TTRPCTaskService.Pause, nil)
+}
+
+func (t *tracedService) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*ptypes.Empty, error) {
+	return traced(ctx, t, telemetry.TaskResume, r.ID, "", r, t.TTRPCTaskService.Resume, nil)
+}
+
+func (t *tracedService) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
+	return traced(ctx, t, telemetry.TaskUpdate, r.ID, "", r, t.TTRPCTaskService.Update, nil)
+}
+
+func (t *tracedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	return traced(ctx, t, telemetry.TaskDelete, r.ID, r.ExecID, r, t.TTRPCTaskService.Delete, func(span trace.Span, resp *taskapi.DeleteResponse) {
+		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)), telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
+		if r.ExecID == "" {
+			t.mu.Lock()
+			delete(t.roots, r.ID)
+			t.mu.Unlock()
 		}
-		return err
 	})
-	return resp, err
-}
-
-func (t *tracedService) Wait(ctx context.Context, r *taskapi.WaitRequest) (resp *taskapi.WaitResponse, err error) {
-	err = t.operation(ctx, telemetry.TaskWait, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
-		if resp, err = t.TTRPCTaskService.Wait(ctx, r); err == nil {
-			span.SetAttributes(telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
-		}
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Kill(ctx context.Context, r *taskapi.KillRequest) (resp *ptypes.Empty, err error) {
-	err = t.operation(ctx, telemetry.TaskKill, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
-		span.SetAttributes(telemetry.KillSignal.Int(int(r.Signal)))
-		resp, err = t.TTRPCTaskService.Kill(ctx, r)
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (resp *ptypes.Empty, err error) {
-	err = t.operation(ctx, telemetry.TaskExec, r.ID, r.ExecID, func(ctx context.Context, _ trace.Span) error {
-		resp, err = t.TTRPCTaskService.Exec(ctx, r)
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Pause(ctx context.Context, r *taskapi.PauseRequest) (resp *ptypes.Empty, err error) {
-	err = t.operation(ctx, telemetry.TaskPause, r.ID, "", func(ctx context.Context, _ trace.Span) error {
-		resp, err = t.TTRPCTaskService.Pause(ctx, r)
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Resume(ctx context.Context, r *taskapi.ResumeRequest) (resp *ptypes.Empty, err error) {
-	err = t.operation(ctx, telemetry.TaskResume, r.ID, "", func(ctx context.Context, _ trace.Span) error {
-		resp, err = t.TTRPCTaskService.Resume(ctx, r)
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (resp *ptypes.Empty, err error) {
-	err = t.operation(ctx, telemetry.TaskUpdate, r.ID, "", func(ctx context.Context, _ trace.Span) error {
-		resp, err = t.TTRPCTaskService.Update(ctx, r)
-		return err
-	})
-	return resp, err
-}
-
-func (t *tracedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (resp *taskapi.DeleteResponse, err error) {
-	err = t.operation(ctx, telemetry.TaskDelete, r.ID, r.ExecID, func(ctx context.Context, span trace.Span) error {
-		if resp, err = t.TTRPCTaskService.Delete(ctx, r); err == nil {
-			span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)), telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
-			if r.ExecID == "" {
-				t.mu.Lock()
-				delete(t.roots, r.ID)
-				t.mu.Unlock()
-			}
-		}
-		return err
-	})
-	return resp, err
 }
