@@ -109,9 +109,11 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("checkpoint: not supported for wasm containers: %w", errdefs.ErrInvalidArgument)
 	}
-	// For `delete`, which is told no options.
-	if err := runc.WriteOptions(r.Bundle, opts); err != nil {
-		return nil, err
+	// For `delete`, which is told no options, and has use for this one only.
+	if opts.SystemdCgroup {
+		if err := runc.WriteOptions(r.Bundle, opts); err != nil {
+			return nil, err
+		}
 	}
 	if c.cgroup, err = c.bundle.cgroup(r.ID, opts.SystemdCgroup); err != nil {
 		return nil, err
