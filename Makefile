@@ -65,7 +65,7 @@ bin/systemd: tools/cgroup2/systemd-root
 test-kubernetes: build $(containerd) bin/runc $(cni) $(kubernetes) guests ## run pods on a real kubelet, with etcd and the API server; needs root
 	cd test/kubernetes && $(GO) vet . && $(GO) test -count=1 -timeout 20m -parallel 8 $(TEST_FLAGS) .
 
-bench: build $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
+bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
@@ -100,6 +100,10 @@ bin/kube-apiserver bin/kubelet: tools/kubernetes/go.mod tools/kubernetes/go.sum
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# What the benchmark compares with, to see what the walls cost.
+bin/nowalls/containerd-shim-wazero-v1: $(sources)
+	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w' -o $@ ./cmd/containerd-shim-wazero-v1
 
 guests: $(guests)
 

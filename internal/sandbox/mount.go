@@ -273,6 +273,16 @@ func openInRoot(root int, path string, flags uint64) (int, error) {
 	})
 }
 
+// OpenInRoot opens path of the directory root, a descriptor, as if that were the
+// process's root.
+func OpenInRoot(root int, path string, flags int) (*os.File, error) {
+	fd, err := openInRoot(root, path, uint64(flags))
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // makeTarget opens path of the tree root with O_PATH. A missing path is made, a
 // directory or, for the last element of a target that is not one, an empty file.
 // A dangling symbolic link on the way is an error.
@@ -433,4 +443,13 @@ func detachKernelFilesystems(below string) error {
 		}
 	}
 	return nil
+}
+
+// needsKernel explains the error of a kernel that is too old: mount_setattr(2)
+// is the youngest of the calls made here.
+func needsKernel(err error) error {
+	if errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("%w: Linux 5.12 or later is needed", err)
+	}
+	return err
 }

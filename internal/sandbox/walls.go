@@ -1,7 +1,8 @@
+//go:build !nowalls
+
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -396,16 +397,6 @@ func (w *Walls) Open(path string, flags int) (*os.File, error) {
 	return OpenInRoot(w.rootfs, path, flags)
 }
 
-// OpenInRoot opens path of the directory root, a descriptor, as if that were the
-// process's root.
-func OpenInRoot(root int, path string, flags int) (*os.File, error) {
-	fd, err := openInRoot(root, path, uint64(flags))
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
 // Attach puts the directory dir at [Attached]: read-only, unless the process has
 // no root file system and thus nothing else to write to. Nothing in it can be
 // executed.
@@ -458,13 +449,4 @@ func (w *Walls) Close() {
 	if w.uts != nil {
 		w.uts.Close()
 	}
-}
-
-// needsKernel explains the error of a kernel that is too old: mount_setattr(2)
-// is the youngest of the calls made here.
-func needsKernel(err error) error {
-	if errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("%w: Linux 5.12 or later is needed", err)
-	}
-	return err
 }

@@ -87,6 +87,11 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 		{"wazero, C module", node.Runtime, image("cwasm", "hello-c.wasm"), []string{"/app"}, []string{"/app", "idle"}, ""},
 		{"wazero, Go module", node.Runtime, image("gowasm", "probe.wasm"), []string{"/app", "print", "hello"}, []string{"/app", "idle"}, ""},
 	}
+	// The same program without its walls. A runtime may be named by its file.
+	walled := []contender{contenders[1]}
+	bare := contenders[1]
+	bare.name, bare.runtime = "the same, no walls", filepath.Join(bin, "nowalls", "containerd-shim-wazero-v1")
+	walled = append(walled, bare)
 	if err != nil {
 		return err
 	}
@@ -111,6 +116,10 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 	}
 	for i := range contenders {
 		contenders[i].pod = ""
+	}
+	fmt.Printf("\nwhat the walls cost, with them and without\n\n")
+	if err := byTurns(ctx, n.Client, walled, rounds, "w"); err != nil {
+		return err
 	}
 	fmt.Printf("\ntasks per second, create to delete, %d each\n\n", tasks)
 	for _, parallel := range []int{1, 4} {

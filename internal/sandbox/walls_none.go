@@ -1,0 +1,72 @@
+//go:build nowalls
+
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// This is what the benchmark compares with: a process without walls, which runs
+// with the host's files and in its namespaces, as the shim's user. Its working
+// directory is [Config.Base].
+
+// Where a process without walls finds what it is given.
+const (
+	Rootfs   = "rootfs"
+	Attached = "attached"
+)
+
+// Walls are none.
+type Walls struct{ cfg Config }
+
+// NewWalls does nothing.
+func NewWalls(cfg Config) (*Walls, error) { return &Walls{cfg}, nil }
+
+// A Birthplace is a cgroup.
+type Birthplace interface {
+	StartIn(attr *syscall.SysProcAttr, start func() error) error
+}
+
+// Start has start run in [Config.Base].
+func (w *Walls) Start(s *Spawner, _ Birthplace, _ *syscall.SysProcAttr, start func() error) error {
+	return s.thread.do(func() error {
+		if err := unix.Chdir(w.cfg.Base); err != nil {
+			return err
+		}
+		return start()
+	})
+}
+
+// Limit does nothing.
+func (w *Walls) Limit(int) error { return nil }
+
+// Build does nothing.
+func (w *Walls) Build(func() error) error { return nil }
+
+// RunHook has start run.
+func (w *Walls) RunHook(_ int, start func() error) error { return start() }
+
+// Open opens path of the container's root file system.
+func (w *Walls) Open(path string, flags int) (*os.File, error) {
+	root, err := os.Open(w.cfg.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return OpenInRoot(int(root.Fd()), path, flags)
+}
+
+// Attach makes a link to dir.
+func (w *Walls) Attach(dir *os.File) error {
+	return os.Symlink(dir.Name(), filepath.Join(w.cfg.Base, Attached))
+}
+
+// Enter does nothing.
+func (w *Walls) Enter() error { return nil }
+
+// Close does nothing.
+func (w *Walls) Close() {}
