@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -427,9 +428,9 @@ func openItself(target int, _ bool) (int, error) {
 }
 
 // detachKernelFilesystems takes off the ones that came in below a recursive
-// bind mount.
-func detachKernelFilesystems(below string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(below))
+// bind mount; list is a mountinfo of procfs, proc_pid_mountinfo(5).
+func detachKernelFilesystems(list io.Reader, below string) error {
+	mounts, err := mountinfo.GetMountsFromReader(list, mountinfo.PrefixFilter(below))
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}

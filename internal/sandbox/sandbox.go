@@ -4,12 +4,13 @@
 //
 // The process builds none of them itself, so it is never privileged: it is born
 // with the user, the capabilities and the cgroup it is to have, in a mount
-// namespace that belongs to a thread of its parent. That thread moves it, from
-// outside, out of the host's files and then into the container's:
+// namespace that belongs to a thread of its parent, where it sees nothing of the
+// host. That thread moves it, from outside, into the container's files:
 //
-//	NewWalls       a thread in new mount and UTS namespaces, still with the host's files
+//	NewWalls       a thread in new mount and UTS namespaces. The root of the former is
+//	               a staging root; the thread still has the host's, which no path leads to
 //	Walls.Start    the process, in these namespaces, by way of a Spawner
-//	Walls.Build    mounts; hooks; the root of both is now a staging root: no file of the host
+//	Walls.Build    mounts; hooks; the thread has the staging root too, and the host's is gone
 //	Walls.Attach   one directory of the host, read-only, in the staging root
 //	               (the process may read untrusted bytes from here on)
 //	Walls.Enter    the root of both is the container's; the staging root is gone
@@ -28,6 +29,8 @@ import (
 // Config says which walls to build. Every field but Base and NewUserNamespace is
 // taken from the OCI runtime specification and means what it means there.
 type Config struct {
+	// Program is the name under which the process runs the spawner's program.
+	Program string
 	// Base is a directory of the host, the bundle: relative bind sources start
 	// here, and in the process's mount namespace the staging root is mounted over
 	// it on its way to becoming the root.

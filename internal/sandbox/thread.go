@@ -1,7 +1,9 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -46,11 +48,21 @@ func (t *thread) close() {
 // The thread has given up for good what none of the processes may get: they
 // inherit no_new_privs, a bounding set of what a guest can use, and that uid 0
 // is nothing special.
-type Spawner struct{ thread *thread }
+type Spawner struct {
+	thread  *thread
+	program string
+	stage   *stage
+}
 
-// NewSpawner starts the thread.
-func NewSpawner() (*Spawner, error) {
-	s := &Spawner{newThread()}
+// NewSpawner starts the thread. What it will start is the static program of that
+// path, under one of the given names: it is how ps(1) lists a process, 15 bytes of
+// it.
+func NewSpawner(program string, names ...string) (*Spawner, error) {
+	stage, err := newStage(program, names)
+	if err != nil {
+		return nil, err
+	}
+	s := &Spawner{newThread(), program, stage}
 	if err := s.thread.do(confine); err != nil {
 		s.Close()
 		return nil, err
@@ -59,7 +71,26 @@ func NewSpawner() (*Spawner, error) {
 }
 
 // Close ends the thread, and with it whatever it started that still runs.
-func (s *Spawner) Close() { s.thread.close() }
+func (s *Spawner) Close() {
+	s.thread.close()
+	s.stage.close()
+}
+
+// start has f, which starts a process, run on the thread. The process gets no
+// descriptor but those that f gives it, and a session keyring of its own.
+func (s *Spawner) start(f func() error) error {
+	return s.thread.do(func() error {
+		// The shim was started with some open that close on no exec: its socket.
+		if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+			return fmt.Errorf("close on exec: %w", err)
+		}
+		// A kernel may be without keys.
+		if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+			return fmt.Errorf("session keyring: %w", err)
+		}
+		return f()
+	})
+}
 
 func confine() error {
 	// To enter mount namespaces the thread needs a root and a working directory

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The staging root has these two directories and nothing else.
 const (
 	// Rootfs is where the container's root file system is before [Walls.Enter].
 	Rootfs = "/rootfs"
@@ -24,21 +23,26 @@ const (
 // Walls are the walls of one process while they are being built. Its methods are
 // for one caller at a time.
 type Walls struct {
-	cfg    Config
-	thread *thread // in the namespaces below
-	mnt    *os.File
-	uts    *os.File // nil: the host's
+	cfg     Config
+	spawner *Spawner
+	thread  *thread // in the namespaces below; its root is the host's until Build is done
+	mnt     *os.File
+	uts     *os.File // nil: the host's
 	// The three are -1 until there is one.
-	staging int // the mount of the staging root
+	staging int // the mount of the staging root, which is the mount namespace's
 	tree    int // the mount of the container's root file system
 	rootfs  int // O_PATH of the container's root, mounts and all
 }
 
-// NewWalls makes the mount namespace, and the UTS namespace where cfg asks for
-// one. [Walls.Close] must be called in any case.
-func NewWalls(cfg Config) (*Walls, error) {
-	w := &Walls{cfg: cfg, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
-	if err := w.thread.do(w.unshare); err != nil {
+// NewWalls makes the mount namespace, whose root is the staging root, and the UTS
+// namespace where cfg asks for one. [Walls.Close] must be called in any case.
+func NewWalls(s *Spawner, cfg Config) (*Walls, error) {
+	w := &Walls{cfg: cfg, spawner: s, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
+	err := w.thread.do(w.unshare)
+	if err == nil {
+		err = w.thread.do(w.hideHost)
+	}
+	if err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -90,18 +94,18 @@ type Birthplace interface {
 	StartIn(attr *syscall.SysProcAttr, start func() error) error
 }
 
-// Start has start, which starts a process with attr, run on the thread of s, so
+// Start has start, which starts a process with attr, run on the spawner's thread, so
 // that the process is born in the namespaces and in place, with the user and the
 // capabilities it is to have. Place may be nil.
 //
-// It has the files of the host until [Walls.Build].
-func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
+// Its root is the staging root.
+func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
 	ns := w.cfg.Namespaces
 	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
 	if err := setCredentials(attr, w.cfg); err != nil {
 		return err
 	}
-	return s.thread.do(func() error {
+	return w.spawner.start(func() error {
 		inNamespaces := func() error {
 			for flag, path := range ns.paths {
 				if flag == unix.CLONE_NEWUTS || flag == unix.CLONE_NEWNS {
@@ -135,6 +139,9 @@ func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, s
 	})
 }
 
+// Program is what the process started by [Walls.Start] has to execute.
+func (w *Walls) Program() string { return "/" + w.cfg.Program }
+
 // Limit sets the resource limits of the process with the given pid, and the kernel
 // parameters of its namespaces.
 func (w *Walls) Limit(pid int) error {
@@ -144,9 +151,9 @@ func (w *Walls) Limit(pid int) error {
 	return setSysctls(pid, w.cfg.Sysctl)
 }
 
-// Build makes the mounts, and takes the host's files away from the process. In
-// between it calls hooks, unless that is nil: the container's root file system is
-// then at its path of the host, to be seen in the namespaces of the process.
+// Build makes the mounts, and takes the host's files out of the mount namespace.
+// In between it calls hooks, unless that is nil: the container's root file system
+// is then at its path of the host, for [Walls.RunHook].
 func (w *Walls) Build(hooks func() error) error {
 	if err := w.thread.do(func() error { return w.mount(hooks != nil) }); err != nil {
 		return err
@@ -160,7 +167,8 @@ func (w *Walls) Build(hooks func() error) error {
 }
 
 // RunHook has start, which starts a process, run on a thread that is in all
-// namespaces of the process pid. It is for use while Build calls hooks.
+// namespaces of the process pid, with the host's root. It is for use while Build
+// calls hooks.
 func (w *Walls) RunHook(pid int, start func() error) error {
 	of := NamespacesOf(pid)
 	return w.thread.do(func() error {
@@ -178,18 +186,45 @@ func (w *Walls) RunHook(pid int, start func() error) error {
 	})
 }
 
+// hideHost makes the staging root the root of the mount namespace. The host's
+// stays below it for as long as the mounts are being made, where no path leads;
+// the thread, and no process, has it for its own root.
+func (w *Walls) hideHost() error {
+	fail := func(err error) error { return fmt.Errorf("staging root: %w", err) }
+	var err error
+	if w.staging, err = w.spawner.stage.clone(w.mnt); err != nil {
+		return fail(err)
+	}
+	if err := unix.MoveMount(w.staging, "", unix.AT_FDCWD, w.cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fail(err)
+	}
+	if err := unix.Fchdir(w.staging); err != nil {
+		return fail(err)
+	}
+	if err := unix.PivotRoot(".", hostBelow[1:]); err != nil {
+		return fail(fmt.Errorf("pivot_root: %w", err))
+	}
+	if err := unix.Chdir(hostBelow); err != nil {
+		return fail(err)
+	}
+	cover, err := unix.OpenTree(unix.AT_FDCWD, Attached, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(cover)
+	if err := unix.MoveMount(cover, "", unix.AT_FDCWD, covered, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fail(err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
 // mount makes the mounts of the container's root file system, in the staging root
 // or, for hooks, where the host has it.
 func (w *Walls) mount(forHooks bool) (err error) {
 	cfg := w.cfg
-	if w.staging, err = newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"}); err != nil {
-		return needsKernel(err)
-	}
-	for _, dir := range []string{Rootfs, Attached} {
-		if err := unix.Mkdirat(w.staging, dir[1:], 0o755); err != nil {
-			return fmt.Errorf("staging root: %w", err)
-		}
-	}
 	if cfg.Rootfs == "" {
 		return nil
 	}
@@ -230,24 +265,17 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	return w.assemble(sources)
 }
 
-// stage puts the staging root over the host's path for it, and the root file
-// system in it.
+// stage puts the root file system in the staging root.
 func (w *Walls) stage() error {
-	if err := unix.MoveMount(w.staging, "", unix.AT_FDCWD, w.cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount staging root: %w", err)
-	}
-	if w.tree < 0 {
-		return nil
-	}
 	if err := unix.MoveMount(w.tree, "", w.staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root file system: %w", err)
 	}
 	return nil
 }
 
-// leaveHost makes the staging root the root.
+// leaveHost takes the host's root out of the mount namespace.
 func (w *Walls) leaveHost(hooked bool) error {
-	if hooked || w.tree < 0 {
+	if hooked && w.tree >= 0 {
 		if err := w.stage(); err != nil {
 			return err
 		}
@@ -257,7 +285,13 @@ func (w *Walls) leaveHost(hooked bool) error {
 			return err
 		}
 	}
-	return pivot(w.staging)
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("leave the host's root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the host's root: %w", err)
+	}
+	return chroot(w.staging)
 }
 
 // cloneRootfs clones the root file system with what is mounted in it: in the
@@ -323,7 +357,7 @@ func (w *Walls) finish(hooked bool) error {
 		recursive = recursive || slices.Contains(m.Options, "rbind")
 	}
 	if recursive {
-		if err := detachKernelFilesystems(filepath.Join(w.cfg.Base, Rootfs)); err != nil {
+		if err := w.detachKernelFilesystems(); err != nil {
 			return err
 		}
 	}
@@ -374,21 +408,32 @@ func (w *Walls) finish(hooked bool) error {
 	return nil
 }
 
-// pivot makes the mount root the root of every process in the calling thread's
-// mount namespace that has the thread's own, and lets go of the old one.
-func pivot(root int) error {
-	if err := unix.Fchdir(root); err != nil {
-		return fmt.Errorf("enter staging root: %w", err)
+// detachKernelFilesystems does so with the staging root for the thread's own:
+// procfs tells what is mounted below the root of whoever opens the file.
+func (w *Walls) detachKernelFilesystems() error {
+	proc, err := os.OpenFile("/proc/thread-self", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
 	}
-	// The old root ends up on top of the new one, where "." finds it:
-	// pivot_root(2), NOTES.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
+	defer proc.Close()
+	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
 	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount the host's root: %w", err)
+	defer host.Close()
+	if err := chroot(w.staging); err != nil {
+		return err
 	}
-	return unix.Chdir("/")
+	mounts, err := unix.Openat(int(proc.Fd()), "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "mountinfo", Err: err}
+	}
+	f := os.NewFile(uintptr(mounts), "mountinfo")
+	defer f.Close()
+	if err := detachKernelFilesystems(f, Rootfs); err != nil {
+		return err
+	}
+	return chroot(int(host.Fd()))
 }
 
 // Open opens path of the container's root file system with the given open(2)

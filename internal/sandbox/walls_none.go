@@ -21,10 +21,13 @@ const (
 )
 
 // Walls are none.
-type Walls struct{ cfg Config }
+type Walls struct {
+	spawner *Spawner
+	cfg     Config
+}
 
 // NewWalls does nothing.
-func NewWalls(cfg Config) (*Walls, error) { return &Walls{cfg}, nil }
+func NewWalls(s *Spawner, cfg Config) (*Walls, error) { return &Walls{s, cfg}, nil }
 
 // A Birthplace is a cgroup.
 type Birthplace interface {
@@ -32,14 +35,17 @@ type Birthplace interface {
 }
 
 // Start has start run in [Config.Base].
-func (w *Walls) Start(s *Spawner, _ Birthplace, _ *syscall.SysProcAttr, start func() error) error {
-	return s.thread.do(func() error {
+func (w *Walls) Start(_ Birthplace, _ *syscall.SysProcAttr, start func() error) error {
+	return w.spawner.start(func() error {
 		if err := unix.Chdir(w.cfg.Base); err != nil {
 			return err
 		}
 		return start()
 	})
 }
+
+// Program is the host's.
+func (w *Walls) Program() string { return w.spawner.program }
 
 // Limit does nothing.
 func (w *Walls) Limit(int) error { return nil }

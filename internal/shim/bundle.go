@@ -147,8 +147,16 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 
 // newUserNamespace makes a user namespace with the given mappings, and no process
 // in it.
-func newUserNamespace(ids sandbox.IDMappings) (*os.File, error) {
-	return mount.GetUsernsFD(mappings(ids.UIDs), mappings(ids.GIDs))
+func newUserNamespace(ids sandbox.IDMappings) (f *os.File, err error) {
+	// Not from the caller's thread: with another root than its mount namespace's,
+	// the kernel lets none be made.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f, err = mount.GetUsernsFD(mappings(ids.UIDs), mappings(ids.GIDs))
+	}()
+	<-done
+	return f, err
 }
 
 func mappings(ids []specs.LinuxIDMapping) string {
@@ -193,7 +201,7 @@ func (b *bundle) rootfs() string {
 
 // wallsOf are the walls of a process, as far as they are its own.
 func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
-	c := sandbox.Config{IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
+	c := sandbox.Config{Program: programName(instance.RoleInstance), IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
 	// What an exec leaves a process of: root the effective set, others the
 	// ambient one only: capabilities(7).
 	if caps := p.Capabilities; caps != nil && p.User.UID == 0 {

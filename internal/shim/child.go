@@ -39,13 +39,16 @@ type child struct {
 	signal unix.Signal // guarded by mu; asked for with kill
 }
 
+// programName is what a process of the given role is listed as by ps(1).
+func programName(role string) string { return "wazero-" + role }
+
 // startChild re-executes this binary in the given role, inside the given walls
 // and cgroup. The process is told cfg and has nothing of the shim's environment
 // but, when ctx has a span, that.
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
+func startChild(ctx context.Context, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
 	config, err := memfd("config", cfg)
 	if err != nil {
 		return nil, err
@@ -59,21 +62,24 @@ func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instan
 	p := &child{role: role, control: control, exited: make(chan struct{})}
 
 	cmd := &exec.Cmd{
-		Path:       executable,
+		Path:       w.Program(),
 		Args:       []string{runtimeBinary, role},
 		Env:        []string{}, // not nil, which would be the shim's
 		ExtraFiles: []*os.File{theirs, config},
 	}
-	// Through a variable of an interface type a nil *os.File would not be nil.
-	if streams[0] != nil {
-		cmd.Stdin = streams[0]
+	// Package exec would open it where the process is born, and there is none.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		control.Close()
+		return nil, err
 	}
-	if streams[1] != nil {
-		cmd.Stdout = streams[1]
+	defer null.Close()
+	for i, f := range streams {
+		if f == nil {
+			streams[i] = null
+		}
 	}
-	if streams[2] != nil {
-		cmd.Stderr = streams[2]
-	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = streams[0], streams[1], streams[2]
 	if tc := telemetry.Inject(ctx); tc != "" {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -86,9 +92,11 @@ func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instan
 		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
 	}
 	pidfd := -1
-	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
+	// A group of its own: what it sends to group 0 reaches nobody else. A session of
+	// its own would let it take a terminal and type there.
+	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd, Setpgid: true}
 	var exits chan runc.Exit
-	err = w.Start(s, place, cmd.SysProcAttr, func() (err error) {
+	err = w.Start(place, cmd.SysProcAttr, func() (err error) {
 		exits, err = reaper.Default.Start(cmd)
 		return err
 	})

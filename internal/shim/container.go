@@ -167,15 +167,15 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	if err != nil {
 		return err
 	}
-	walls, err := sandbox.NewWalls(sandbox.Config{
-		Base: dir.Name(), Namespaces: ns,
+	walls, err := sandbox.NewWalls(h.spawner, sandbox.Config{
+		Program: programName(instance.RoleCompile), Base: dir.Name(), Namespaces: ns,
 		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser},
 	})
 	if err != nil {
 		return err
 	}
 	defer walls.Close()
-	p, err := startChild(ctx, h.spawner, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}

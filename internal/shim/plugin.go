@@ -95,7 +95,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	spawner, err := sandbox.NewSpawner()
+	spawner, err := sandbox.NewSpawner(executable, programName(instance.RoleInstance), programName(instance.RoleCompile))
 	if err != nil {
 		return nil, err
 	}

@@ -112,7 +112,7 @@ func classify(err error) error {
 }
 
 func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade func() error) (_ *child, err error) {
-	walls, err := sandbox.NewWalls(cfg)
+	walls, err := sandbox.NewWalls(p.container.host.spawner, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	}
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, p.container.host.spawner, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {

@@ -1,0 +1,165 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// The staging root has these, and the programs that processes run. Nothing in it
+// can be written.
+const (
+	// The host's root is below the covered directory until [Walls.Build] is done,
+	// with an empty one mounted on top of that: no path leads there.
+	covered   = "/covered"
+	hostBelow = "/covered/host"
+)
+
+// A stage is what staging roots are clones of. It is in a mount namespace of its
+// own, since a tree can be cloned in its own namespace only; and the program is
+// mounted in it for good, since one that has been replaced cannot be mounted any
+// more.
+type stage struct {
+	mnt  *os.File // the namespace
+	root *os.File
+}
+
+func newStage(program string, names []string) (_ *stage, err error) {
+	s := &stage{}
+	mounts := make([]int, 0, len(names))
+	defer func() {
+		for _, fd := range mounts {
+			unix.Close(fd)
+		}
+		if err != nil {
+			s.close()
+		}
+	}()
+	for range names {
+		fd, err := cloneProgram(program)
+		if err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, fd)
+	}
+	t := newThread()
+	defer t.close()
+	if err := t.do(func() error { return s.make(mounts, names) }); err != nil {
+		return nil, fmt.Errorf("staging root: %w", err)
+	}
+	return s, nil
+}
+
+// cloneProgram clones the mount of a program, with just that in it: read-only, so
+// that nobody who gets at the exe of a process in procfs can write to the file.
+func cloneProgram(path string) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, &os.PathError{Op: "clone program", Path: path, Err: needsKernel(err)}
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return -1, &os.PathError{Op: "clone program", Path: path, Err: needsKernel(err)}
+	}
+	return fd, nil
+}
+
+// make makes the stage on a thread that ends thereafter.
+func (s *stage) make(programs []int, names []string) error {
+	fd, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"})
+	if err != nil {
+		return needsKernel(err)
+	}
+	s.root = os.NewFile(uintptr(fd), "staging root")
+	for _, dir := range []string{Rootfs, Attached, covered, hostBelow} {
+		if err := unix.Mkdirat(fd, dir[1:], 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		if err := unix.Mknodat(fd, name, unix.S_IFREG|0o555, 0); err != nil {
+			return err
+		}
+	}
+	attr := unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_PRIVATE,
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if s.mnt, err = openNamespace(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	// Anywhere that is in every kernel: the mount namespace is left with nothing else.
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return err
+	}
+	for i, name := range names {
+		if err := unix.MoveMount(programs[i], "", fd, name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	return pivot(fd)
+}
+
+// clone clones the stage on a thread with a mount namespace own, in which the
+// clone is to be attached.
+func (s *stage) clone(own *os.File) (int, error) {
+	if err := join(unix.CLONE_NEWNS, s.mnt); err != nil {
+		return -1, err
+	}
+	fd, err := unix.OpenTree(int(s.root.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+	if e := join(unix.CLONE_NEWNS, own); e != nil {
+		panic(e) // no code of this process may go on there
+	}
+	if err != nil {
+		return -1, fmt.Errorf("clone: %w", err)
+	}
+	return fd, nil
+}
+
+func (s *stage) close() {
+	for _, f := range []*os.File{s.mnt, s.root} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// chroot makes the directory root the root of the calling thread, and its working
+// directory.
+func chroot(root int) error {
+	if err := unix.Fchdir(root); err != nil {
+		return fmt.Errorf("chdir: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return nil
+}
+
+// pivot makes the mount root the root of every process in the calling thread's
+// mount namespace that has the thread's own, and lets go of the old one.
+func pivot(root int) error {
+	if err := unix.Fchdir(root); err != nil {
+		return fmt.Errorf("enter: %w", err)
+	}
+	// The old root ends up on top of the new one, where "." finds it:
+	// pivot_root(2), NOTES.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
