@@ -476,27 +476,27 @@ func traces(t *testing.T, n *node.Node) []string {
 			}
 		}
 	}
-	procs, err := filepath.Glob("/proc/[0-9]*/exe")
+	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range procs {
-		exe, err := os.Readlink(p)
-		if err != nil || !strings.HasPrefix(filepath.Base(exe), "containerd-shim-wazero-v1") {
+		// A zombie is its parent's to reap, and `delete` may still be answering.
+		cmdline, err := os.ReadFile(filepath.Join(p, "cmdline"))
+		program, _, _ := strings.Cut(string(cmdline), "\x00")
+		if filepath.Base(program) != "containerd-shim-wazero-v1" {
 			continue
 		}
-		// A zombie is its parent's to reap, and `delete` may still be answering.
-		cmdline, err := os.ReadFile(filepath.Join(filepath.Dir(p), "cmdline"))
 		if err != nil || len(cmdline) == 0 || bytes.HasSuffix(cmdline, []byte("\x00delete\x00")) || bytes.HasSuffix(cmdline, []byte("\x00-info\x00")) {
 			continue
 		}
-		if data, err := os.ReadFile(filepath.Join(filepath.Dir(p), "status")); err == nil && bytes.Contains(data, []byte("\nState:\tZ")) {
+		if data, err := os.ReadFile(filepath.Join(p, "status")); err == nil && bytes.Contains(data, []byte("\nState:\tZ")) {
 			continue
 		}
-		if elsewhere(n, filepath.Dir(p)) {
+		if elsewhere(n, p) {
 			continue
 		}
-		found = append(found, "process "+filepath.Base(filepath.Dir(p))+" "+strings.ReplaceAll(string(cmdline), "\x00", " "))
+		found = append(found, "process "+filepath.Base(p)+" "+strings.ReplaceAll(string(cmdline), "\x00", " "))
 	}
 	slices.Sort(found)
 	return found
