@@ -35,6 +35,7 @@ import (
 //	socket    of the host, a path
 //	abstract  socket of the host, with @
 //	bind      a file of the host that is mounted in the container
+//	image     where the image's files are, if that is not the root
 //	careful   if set, what could not be undone is not tried
 type target map[string]string
 
@@ -140,14 +141,14 @@ var pinned []*byte
 
 // attackExec tries files that are no programs: whoever may execute has ENOEXEC.
 // The program of the image, last, would not come back.
-func attackExec(target) (tries []try) {
+func attackExec(t target) (tries []try) {
 	argv := []uintptr{text("busybox"), text("echo"), text("EXECUTED"), 0}
 	envp := []uintptr{0}
 	args, env := uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envp[0]))
-	for _, path := range []string{"/notaprogram", "/proc/self/exe"} {
+	for _, path := range []string{t["image"] + "/notaprogram", "/proc/self/root" + t["image"] + "/notaprogram"} {
 		tries = append(tries, tried("execve "+path, raw(unix.SYS_EXECVE, text(path), args, env), unix.ENOEXEC))
 	}
-	fd, err := unix.Open("/notaprogram", unix.O_RDONLY, 0)
+	fd, err := unix.Open(t["image"]+"/notaprogram", unix.O_RDONLY, 0)
 	if err == nil {
 		err = raw(unix.SYS_EXECVEAT, uintptr(fd), text(""), args, env, unix.AT_EMPTY_PATH)
 	}
@@ -163,7 +164,7 @@ func attackExec(target) (tries []try) {
 		err = raw(unix.SYS_EXECVEAT, uintptr(fd), text(""), args, env, unix.AT_EMPTY_PATH)
 	}
 	tries = append(tries, tried("execveat of a memfd", err, unix.ENOEXEC))
-	tries = append(tries, tried("execve /busybox", raw(unix.SYS_EXECVE, text("/busybox"), args, env)))
+	tries = append(tries, tried("execve /busybox", raw(unix.SYS_EXECVE, text(t["image"]+"/busybox"), args, env)))
 	runtime.KeepAlive(argv)
 	runtime.KeepAlive(envp)
 	return tries
@@ -235,15 +236,16 @@ func attackTrace(t target) []try {
 	return tries
 }
 
-func attackMount(target) []try {
+func attackMount(t target) []try {
+	tmp := t["image"] + "/tmp"
 	_, clone := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
 	_, open := unix.Fsopen("tmpfs", 0)
 	_, mount := unix.Fsmount(-1, 0, 0)
 	_, pick := unix.Fspick(unix.AT_FDCWD, "/", 0)
 	return []try{
-		tried("mount tmpfs", unix.Mount("x", "/tmp", "tmpfs", 0, "")),
-		tried("mount proc", unix.Mount("proc", "/tmp", "proc", 0, "")),
-		tried("mount bind", unix.Mount("/", "/tmp", "", unix.MS_BIND|unix.MS_REC, "")),
+		tried("mount tmpfs", unix.Mount("x", tmp, "tmpfs", 0, "")),
+		tried("mount proc", unix.Mount("proc", tmp, "proc", 0, "")),
+		tried("mount bind", unix.Mount("/", tmp, "", unix.MS_BIND|unix.MS_REC, "")),
 		tried("remount", unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND, "")),
 		tried("mount make shared", unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, "")),
 		tried("open_tree clone", clone),
@@ -252,9 +254,9 @@ func attackMount(target) []try {
 		tried("fsmount", mount, unix.EBADF, unix.EINVAL),
 		tried("fspick", pick, unix.EINVAL),
 		tried("mount_setattr", unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID})),
-		tried("pivot_root", unix.PivotRoot("/tmp", "/tmp"), unix.EINVAL, unix.EBUSY),
-		tried("chroot", unix.Chroot("/tmp")),
-		tried("umount", unix.Unmount("/tmp", unix.MNT_DETACH), unix.EINVAL),
+		tried("pivot_root", unix.PivotRoot(tmp, tmp), unix.EINVAL, unix.EBUSY),
+		tried("chroot", unix.Chroot("/")),
+		tried("umount", unix.Unmount(tmp, unix.MNT_DETACH), unix.EINVAL),
 	}
 }
 
@@ -346,7 +348,7 @@ func attackFiles(t target) (tries []try) {
 	up := strings.Repeat("/..", 40)
 	for _, path := range []string{
 		t["file"], up + t["file"], "/proc/1/root" + t["file"], "/proc/self/root" + t["file"], "/proc/self/cwd" + up + t["file"],
-		"/proc/" + t["pid"] + "/root" + t["file"], "/dev/fd/0" + up + t["file"], "/covered/host" + t["file"], "/attached/.." + up + t["file"],
+		"/proc/" + t["pid"] + "/root" + t["file"], "/covered/host" + t["file"], "/attached/.." + up + t["file"],
 	} {
 		tries = append(tries, tried("open "+path, openFile(path, unix.O_RDONLY)))
 	}
@@ -364,15 +366,10 @@ func attackFiles(t target) (tries []try) {
 		mode         uint32
 		major, minor uint32
 	}{{"mem", unix.S_IFCHR, 1, 1}, {"kmsg", unix.S_IFCHR, 1, 11}, {"vda", unix.S_IFBLK, 254, 0}} {
-		path := "/tmp/made-" + d.name
+		path := t["image"] + "/tmp/made-" + d.name
 		err := unix.Mknod(path, d.mode|0o600, int(unix.Mkdev(d.major, d.minor)))
 		tries = append(tries, tried("mknod "+d.name, err))
 		_ = unix.Unlink(path) // if it is there
-	}
-	// The way out of a chroot, for who has the capability.
-	if err := unix.Chroot("/tmp"); err == nil {
-		err = unix.Chdir(up)
-		tries = append(tries, tried("leave by chroot", err))
 	}
 	for fd := range 4096 {
 		var st unix.Stat_t
@@ -401,10 +398,14 @@ func attackHandles(t target) []try {
 	return append(tries, tried("open_by_handle_at", err, unix.ESTALE))
 }
 
-func attackCredentials(target) []try {
+func attackCredentials(t target) []try {
 	const other = 54321
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	sets := [2]unix.CapUserData{{Effective: ^uint32(0), Permitted: ^uint32(0), Inheritable: ^uint32(0)}, {Effective: 0x1ff, Permitted: 0x1ff, Inheritable: 0x1ff}}
+	var sets [2]unix.CapUserData
+	_ = unix.Capget(&header, &sets[0]) // else it has none, which is no different here
+	for _, set := range []*uint32{&sets[0].Effective, &sets[0].Permitted, &sets[0].Inheritable} {
+		*set |= 1 << unix.CAP_SYS_ADMIN
+	}
 	one := [1]uint32{other}
 	runtime.LockOSThread()
 	tries := []try{
@@ -412,10 +413,7 @@ func attackCredentials(target) []try {
 		tried("prctl securebits", unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0)),
 		tried("prctl ambient", unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_SYS_ADMIN, 0, 0)),
 		tried("prctl no parent's death", unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)),
-		tried("setgroups", raw(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&one[0])))),
-		tried("setresgid", raw(unix.SYS_SETRESGID, other, other, other)),
-		tried("setresuid", raw(unix.SYS_SETRESUID, other, other, other)),
-		tried("chown", unix.Chown("/tmp/mine", other, other)),
+		tried("chown", unix.Chown(t["image"]+"/tmp/mine", other, other)),
 	}
 	fs, err := unix.SetfsuidRetUid(other)
 	if err == nil {
@@ -423,7 +421,11 @@ func attackCredentials(target) []try {
 			err = unix.EPERM // it says nothing
 		}
 	}
-	return append(tries, tried("setfsuid", err))
+	return append(tries,
+		tried("setfsuid", err),
+		tried("setgroups", raw(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&one[0])))),
+		tried("setresgid", raw(unix.SYS_SETRESGID, other, other, other)),
+		tried("setresuid", raw(unix.SYS_SETRESUID, other, other, other)))
 }
 
 func attackSignals(t target) []try {
@@ -527,7 +529,6 @@ func attackTerminal(target) (tries []try) {
 			tried("TIOCSTI"+where, raw(unix.SYS_IOCTL, fd, unix.TIOCSTI, bytesOf(x))),
 			tried("TIOCLINUX"+where, raw(unix.SYS_IOCTL, fd, unix.TIOCLINUX, bytesOf([]byte{conSelect, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}))),
 			tried("TIOCSETD"+where, raw(unix.SYS_IOCTL, fd, setDiscipline, bytesOf(discipline))),
-			tried("TIOCCONS"+where, raw(unix.SYS_IOCTL, fd, unix.TIOCCONS, 0)),
 			tried("TCSETS"+where, func() error {
 				t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
 				if err != nil {
