@@ -237,9 +237,9 @@ func readPid(bundle string) int {
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 32)
 	if err != nil || pid < 0 {
 		return 0
 	}
-	return pid
+	return int(pid)
 }
