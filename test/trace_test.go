@@ -258,13 +258,14 @@ func TestTraceContextOfStart(t *testing.T) {
 		value string
 		taken bool
 	}{
-		"a JSON object":         {`{"traceparent":"00-` + id + "-" + parent + `-01","tracestate":"a=b"}`, true},
-		"a bare traceparent":    {"00-" + id + "-" + parent + "-01", true},
-		"garbage":               {"no such thing", false},
-		"malformed JSON":        {`{"traceparent":`, false},
-		"a malformed header":    {`{"traceparent":"00-` + id + `-01"}`, false},
-		"a header of zeros":     {"00-00000000000000000000000000000000-0000000000000000-01", false},
-		"more than anyone asks": {strings.Repeat("{", 100_000), false},
+		"a JSON object":             {`{"traceparent":"00-` + id + "-" + parent + `-01","tracestate":"a=b"}`, true},
+		"a bare traceparent":        {"00-" + id + "-" + parent + "-01", true},
+		"garbage":                   {"no such thing", false},
+		"malformed JSON":            {`{"traceparent":`, false},
+		"a malformed header":        {`{"traceparent":"00-` + id + `-01"}`, false},
+		"a header of zeros":         {"00-00000000000000000000000000000000-0000000000000000-01", false},
+		"more than anyone asks":     {strings.Repeat("{", 100_000), false},
+		"more baggage than goes on": {`{"traceparent":"00-` + id + "-" + parent + `-01","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			need(t)

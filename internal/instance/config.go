@@ -53,18 +53,12 @@ type Message struct {
 	// Load has the process read the module, which is compiled by now.
 	Load *module.Entry `json:"load,omitempty"`
 	// Compile goes to a compile process with the module as a descriptor.
-	Compile bool   `json:"compile,omitempty"`
-	Start   *Start `json:"start,omitempty"`
+	Compile bool `json:"compile,omitempty"`
+	// Start lets the guest run.
+	Start bool `json:"start,omitempty"`
 
 	Ready bool   `json:"ready,omitempty"`
 	Error *Error `json:"error,omitempty"`
-}
-
-// Start lets the guest run.
-type Start struct {
-	// TraceContext is the span that the spans to come belong under, in the form
-	// of the TRACECONTEXT variable.
-	TraceContext string `json:"traceContext,omitempty"`
 }
 
 // Error says why a process cannot run its guest.

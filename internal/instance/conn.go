@@ -14,8 +14,9 @@ import (
 const maxMessage = 64 << 10
 
 // A Conn is one end of the control socket between the shim and an instance
-// process. Its calls block the thread; they end with [io.EOF] or EPIPE when the
-// process at the other end is gone.
+// process. Receive blocks the thread; it ends with [io.EOF] when the process at the
+// other end is gone. Send never does: the two messages that a process gets from the
+// shim have room in the socket, read or not.
 type Conn struct{ f *os.File }
 
 // NewConn makes a connected pair: the caller's own end, and one to hand on.
@@ -29,6 +30,10 @@ func NewConn() (*Conn, *os.File, error) {
 
 // Close closes the socket.
 func (c *Conn) Close() error { return c.f.Close() }
+
+// HangUp has Receive return what has arrived, and then [io.EOF], also when somebody
+// still has the other end.
+func (c *Conn) HangUp() error { return unix.Shutdown(int(c.f.Fd()), unix.SHUT_RDWR) }
 
 // Send sends a message with descriptors, which stay the caller's.
 func (c *Conn) Send(m Message, files ...*os.File) error {
@@ -48,7 +53,7 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 		rights = unix.UnixRights(fds...)
 	}
 	for {
-		err = unix.Sendmsg(int(c.f.Fd()), data, rights, nil, unix.MSG_NOSIGNAL)
+		err = unix.Sendmsg(int(c.f.Fd()), data, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -62,9 +67,15 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 // Receive waits for a message, and for wantFiles descriptors with it. A message
 // with another number of them is an error, as is one that is an [Error], which
 // is returned as such.
+//
+// A descriptor that is not wanted never becomes this process's own: to close it
+// again could take for ever, as with a file of a FUSE server.
 func (c *Conn) Receive(wantFiles int) (m Message, files []*os.File, err error) {
 	data := make([]byte, maxMessage)
-	rights := make([]byte, unix.CmsgSpace(4*4))
+	var rights []byte
+	if wantFiles > 0 {
+		rights = make([]byte, unix.CmsgSpace(4*wantFiles))
+	}
 	var n, rn, flags int
 	for {
 		n, rn, flags, _, err = unix.Recvmsg(int(c.f.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,8 +54,7 @@ func TestAMessageArrivesAsItWasSent(t *testing.T) {
 	}{
 		{"load", Message{Load: &module.Entry{Path: "/app/main.wasm", Func: "add", Argv0: "main.wasm"}}, 0},
 		{"compile with the module", Message{Compile: true}, 1},
-		{"start", Message{Start: &Start{TraceContext: `{"traceparent":"00-1-2-01"}`}}, 0},
-		{"start without a trace", Message{Start: &Start{}}, 0},
+		{"start", Message{Start: true}, 0},
 		{"ready", Message{Ready: true}, 0},
 		{"nothing", Message{}, 0},
 		{"as many descriptors as there may be", Message{Ready: true}, 4},
@@ -92,13 +92,13 @@ func TestAMessageArrivesAsItWasSent(t *testing.T) {
 func TestMessagesKeepTheirOrderAndTheirBounds(t *testing.T) {
 	one, other := connected(t)
 	for i := range 20 {
-		if err := one.Send(Message{Start: &Start{TraceContext: fmt.Sprint(i)}}); err != nil {
+		if err := one.Send(Message{Load: &module.Entry{Path: fmt.Sprint(i)}}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i := range 20 {
 		got, _, err := other.Receive(0)
-		if err != nil || got.Start == nil || got.Start.TraceContext != fmt.Sprint(i) {
+		if err != nil || got.Load == nil || got.Load.Path != fmt.Sprint(i) {
 			t.Fatalf("got %+v, %v, want message %d", got, err, i)
 		}
 	}
@@ -202,6 +202,72 @@ func TestAPeerThatIsGoneIsTheEndOfFile(t *testing.T) {
 	}
 	if err := other.Send(Message{Ready: true}); !errors.Is(err, unix.EPIPE) {
 		t.Errorf("got %v, want %v", err, unix.EPIPE)
+	}
+}
+
+// The largest of the two messages that a process gets, and the last, have room in a
+// socket that nobody reads; one with no room left is lost, and no wait.
+func TestSendDoesNotWaitForThePeer(t *testing.T) {
+	one, other := connected(t)
+	for _, m := range []Message{{Load: &module.Entry{Path: strings.Repeat("x", maxMessage-100)}}, {Start: true}} {
+		if err := one.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 10_000 {
+		if err := one.Send(Message{Start: true}); errors.Is(err, unix.EAGAIN) {
+			if m, _, err := other.Receive(0); err != nil || m.Load == nil {
+				t.Errorf("what was sent first: got %+v, %v", m, err)
+			}
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Error("the socket has room for everything")
+}
+
+func TestAfterHangUpThereIsOnlyWhatHasArrived(t *testing.T) {
+	one, other := connected(t)
+	if err := other.Send(Message{Ready: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.HangUp(); err != nil {
+		t.Fatal(err)
+	}
+	if m, _, err := one.Receive(0); err != nil || !m.Ready {
+		t.Errorf("got %+v, %v, want what was sent before", m, err)
+	}
+	if _, _, err := one.Receive(0); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want %v", err, io.EOF)
+	}
+	if err := other.Send(Message{Ready: true}); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("got %v, want %v", err, unix.EPIPE)
+	}
+}
+
+// The kernel has them all, for a moment, and gives none to the receiver.
+func TestADescriptorThatIsNotWantedIsNeverOurs(t *testing.T) {
+	one, other := connected(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := one.Send(Message{Ready: true}, slices.Repeat([]*os.File{r}, 250)...); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	before, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := other.Receive(0); err == nil {
+		t.Error("got no error")
+	}
+	after, err := os.ReadDir("/proc/self/fd")
+	if err != nil || len(after) != len(before) {
+		t.Errorf("%d descriptors were open, %d are, %v", len(before), len(after), err)
 	}
 }
 

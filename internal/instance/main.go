@@ -44,11 +44,10 @@ func instanceMain() int {
 		return p.fail(err)
 	}
 	start, _, err := p.control.Receive(0)
-	if err != nil || start.Start == nil {
+	if err != nil || !start.Start {
 		return 1 // the shim is gone
 	}
 	p.control.Close()
-	p.spans.Under(start.Start.TraceContext)
 	return guest.run(context.Background(), p.spans)
 }
 
@@ -87,8 +86,8 @@ func newProcess() (*process, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	// Without a trace the descriptor is not ours but, by now, the Go runtime's.
-	if tc := os.Getenv(relay.TraceContextEnv); tc != "" {
-		if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans"), tc); err != nil {
+	if os.Getenv(relay.TraceContextEnv) != "" {
+		if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans")); err != nil {
 			return nil, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,7 +99,10 @@ func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
 		// missing under the engine's own key or broken.
 		return nil, &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
 	}
-	host, err := wasi_snapshot_preview1.NewBuilder(r).Compile(ctx)
+	wasi := r.NewHostModuleBuilder(wasi_snapshot_preview1.ModuleName)
+	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(wasi)
+	environment(cfg).export(wasi)
+	host, err := wasi.Compile(ctx)
 	if err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
@@ -196,7 +200,7 @@ const (
 // moduleConfig is what the guest gets. wazero's defaults are a fake clock, a
 // sleep that returns at once, deterministic randomness, no files and no output.
 func moduleConfig(entry module.Entry, cfg Config) wazero.ModuleConfig {
-	c := wazero.NewModuleConfig().
+	return wazero.NewModuleConfig().
 		WithName("").
 		WithStartFunctions().
 		WithArgs(append([]string{entry.Argv0}, cfg.Args[1:]...)...).
@@ -204,17 +208,17 @@ func moduleConfig(entry module.Entry, cfg Config) wazero.ModuleConfig {
 		WithFSConfig(wazero.NewFSConfig().WithDirMount("/", "/")).
 		WithRandSource(rand.Reader).
 		WithSysWalltime().WithSysNanotime().WithSysNanosleep().WithOsyield(runtime.Gosched)
-	pwd := false
+}
+
+// environment is the guest's: what it is given and, unless that is among it, PWD.
+// Preview 1 has no other way to tell a guest its working directory.
+func environment(cfg Config) *environ {
 	for _, kv := range cfg.Env {
-		k, v, _ := strings.Cut(kv, "=")
-		c = c.WithEnv(k, v)
-		pwd = pwd || k == "PWD"
+		if name, _, _ := strings.Cut(kv, "="); name == "PWD" {
+			return newEnviron(cfg.Env)
+		}
 	}
-	if !pwd {
-		// Preview 1 has no other way to tell a guest its working directory.
-		c = c.WithEnv("PWD", cfg.Cwd)
-	}
-	return c
+	return newEnviron(append(slices.Clone(cfg.Env), "PWD="+cfg.Cwd))
 }
 
 // run instantiates the module and calls it, and returns the status to exit with.

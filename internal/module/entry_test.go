@@ -245,6 +245,71 @@ func TestAReadErrorIsNotTakenForAnEmptyFile(t *testing.T) {
 	}
 }
 
+// FuzzFind looks up anything in a directory that stands for a root file system,
+// beside which there are files that nobody may find.
+func FuzzFind(f *testing.F) {
+	dir := f.TempDir()
+	root := filepath.Join(dir, "rootfs")
+	for path, text := range map[string]string{
+		"secret": "outside", "rootfs-2/app": "outside", "rootfs/app.wasm": "in", "rootfs/bin/app": "in", "rootfs/a#b": "in", "rootfs/work/rel.wasm": "in", "rootfs/bin/#": "in",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o700); err != nil {
+			f.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o600); err != nil {
+			f.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"out": "../secret", "abs": filepath.Join(dir, "secret"), "up": "..", "loop": "loop", "bin/in": "/app.wasm", "dangling": "nowhere", "magic": "/proc/self/root"} {
+		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(root, "fifo"), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	rootDir, err := os.Open(root)
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer rootDir.Close()
+	open := func(path string, flags int) (*os.File, error) {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			f.Errorf("asked for %q", path)
+		}
+		return sandbox.OpenInRoot(int(rootDir.Fd()), path, flags)
+	}
+	for _, argv0 := range []string{
+		"", "#", "/", "//", "/app.wasm", "/app.wasm#run", "/app.wasm#", "/app.wasm##", "app", "app#f", "a#b", "/a#b", "/a#b#c", "in", "./rel.wasm", "../app.wasm", "../../secret", "/../secret",
+		"/out", "/abs", "/up/secret", "/loop", "/fifo", "/bin", "/dangling", "/magic", "/app.wasm/x", "/\x00", "/app.wasm\x00", "\xff#\xff", "/" + strings.Repeat("a", 300), strings.Repeat("/a", 3000), "#/app.wasm",
+	} {
+		f.Add(argv0, "/", "/usr/bin:/bin")
+		f.Add(argv0, "/work", "")
+		f.Add(argv0, "../..", "::.:..:relative:/bin:/fifo:/app.wasm:\x00")
+	}
+	f.Fuzz(func(t *testing.T, argv0, cwd, search string) {
+		e, file, err := Find(open, argv0, cwd, search)
+		if err != nil {
+			if file != nil || !strings.Contains(err.Error(), "entry point") {
+				t.Errorf("got %v, %v", file, err)
+			}
+			return
+		}
+		defer file.Close()
+		text, err := io.ReadAll(file)
+		if err != nil || string(text) != "in" {
+			t.Errorf("%q in %q, of %q: read %q, %v", argv0, cwd, search, text, err)
+		}
+		if !filepath.IsAbs(e.Path) || filepath.Clean(e.Path) != e.Path {
+			t.Errorf("%q is %q", argv0, e.Path)
+		}
+		// The function's name is the end of the argument, or there is none.
+		if want := strings.TrimSuffix(e.Argv0+"#"+e.Func, "#"); want != argv0 && (e.Func != "" || e.Argv0 != argv0) {
+			t.Errorf("%q: got %+v", argv0, e)
+		}
+	})
+}
+
 func FuzzCheck(f *testing.F) {
 	for _, s := range []string{"", "\x00asm\x01\x00\x00\x00", "\x00asm\x0d\x00\x01\x00", "\x7fELF", "#!/", "\x00asm", "garbage"} {
 		f.Add([]byte(s))

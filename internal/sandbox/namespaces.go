@@ -82,6 +82,14 @@ const nsGetNSType = 0xb703
 // Check looks whether the namespaces that are to be joined are there.
 func (ns Namespaces) Check() error {
 	for flag, path := range ns.paths {
+		// To open something else, a FIFO or a device, might take for ever.
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil {
+			return fmt.Errorf("join namespace: %w", &os.PathError{Op: "open", Path: path, Err: err})
+		}
+		if st.Type != unix.NSFS_MAGIC {
+			return notNamespace(flag, path)
+		}
 		f, err := os.Open(path)
 		if err != nil {
 			return fmt.Errorf("join namespace: %w", err)

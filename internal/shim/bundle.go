@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +60,11 @@ type specLinux struct {
 
 const configFile = "config.json"
 
+// maxConfig bounds config.json, bytes. Decoded it may be a hundred times as large, in
+// a process that others depend on. The arguments and the environment of a Linux
+// program come to 2 MiB at most (execve(2)), the annotations of a pod to 256 KiB.
+const maxConfig = 4 << 20
+
 // loadBundle reads config.json. Every error unwraps to
 // [errdefs.ErrInvalidArgument].
 func loadBundle(path string) (*bundle, error) {
@@ -76,12 +83,43 @@ func (b *bundle) invalid(err error) error {
 }
 
 func readBundle(path string) (*bundle, error) {
-	data, err := os.ReadFile(filepath.Join(path, configFile))
+	data, err := readConfig(path)
 	if err != nil {
-		return nil, errors.Unwrap(err)
+		return nil, err
 	}
 	b := &bundle{path: path, spec: &spec{}}
 	return b, json.Unmarshal(data, b.spec)
+}
+
+func readConfig(bundle string) ([]byte, error) {
+	data, err := readFile(filepath.Join(bundle, configFile), maxConfig)
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err // the path will be named
+	}
+	return data, err
+}
+
+// readFile reads a regular file of up to limit bytes: a device may have no end, and
+// a FIFO never a first byte.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &os.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = &os.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d bytes", limit)}
+	}
+	return data, err
 }
 
 // inScope tells whether the container's cgroup is to be made by systemd, by its path.
@@ -89,12 +127,18 @@ func (b *bundle) inScope() bool {
 	return b.spec.Linux != nil && cgroup.IsScope(b.spec.Linux.CgroupsPath)
 }
 
-// cgroup is the cgroup that the bundle names for the container id.
+// cgroup is the cgroup that the bundle names for the container id. Errors unwrap to
+// [errdefs.ErrInvalidArgument].
 func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
-	if b.spec.Linux == nil {
-		return cgroup.New("", id, nil, systemd)
+	linux := b.spec.Linux
+	if linux == nil {
+		linux = &specLinux{}
 	}
-	return cgroup.New(b.spec.Linux.CgroupsPath, id, b.spec.Linux.Resources, systemd)
+	c, err := cgroup.New(linux.CgroupsPath, id, linux.Resources, systemd)
+	if err != nil {
+		return nil, b.invalid(err)
+	}
+	return c, nil
 }
 
 // walls are those of the container. What a wasm container cannot be made of is an
@@ -136,6 +180,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
 		return sandbox.Config{}, errors.New("hostname: not without a UTS namespace, it would be the host's")
 	}
+	if len(s.Hostname) > maxHostname || len(s.Domainname) > maxHostname {
+		return sandbox.Config{}, fmt.Errorf("hostname: longer than %d bytes", maxHostname)
+	}
 	c := b.wallsOf(s.Process)
 	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
 	c.Readonly, c.Mounts = s.Root.Readonly, s.Mounts
@@ -167,10 +214,19 @@ func mappings(ids []specs.LinuxIDMapping) string {
 	return strings.Join(text, ",")
 }
 
+// maxHostname is the kernel's __NEW_UTS_LEN, bytes.
+const maxHostname = 64
+
 // checkUser looks whether the process's user is one of the container's.
 func (b *bundle) checkUser(p *specs.Process) error {
 	if _, err := b.ids.User(p.User); err != nil {
 		return fmt.Errorf("process.user: %w", err)
+	}
+	// To the kernel that is -1: nobody, or whoever it is already.
+	for _, id := range append([]uint32{p.User.UID, p.User.GID}, p.User.AdditionalGids...) {
+		if id == math.MaxUint32 {
+			return fmt.Errorf("process.user: %d is no user or group", id)
+		}
 	}
 	return nil
 }
@@ -184,6 +240,16 @@ func checkProcess(p *specs.Process) error {
 		return errors.New("process.args is empty: nothing to run")
 	case !filepath.IsAbs(p.Cwd):
 		return fmt.Errorf("process.cwd %q: not an absolute path", p.Cwd)
+	}
+	for i, a := range p.Args {
+		if strings.Contains(a, "\x00") {
+			return fmt.Errorf("process.args[%d] %q: has a NUL", i, a)
+		}
+	}
+	for i, kv := range p.Env {
+		if name, _, _ := strings.Cut(kv, "="); name == "" || strings.Contains(kv, "\x00") {
+			return fmt.Errorf("process.env[%d] %q: has no name, or a NUL", i, kv)
+		}
 	}
 	return nil
 }

@@ -5,10 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func writeConfig(t *testing.T, content string) (bundle string) {
@@ -64,6 +66,24 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 	t.Run("no file", func(t *testing.T) {
 		if _, err := loadBundle(t.TempDir()); !errors.Is(err, errdefs.ErrInvalidArgument) || !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("got %v, want %v", err, os.ErrNotExist)
+		}
+	})
+	t.Run("larger than it may be", func(t *testing.T) {
+		bundle := writeConfig(t, `{`+goodProcess+`,`+goodRoot+`,`+goodLinux+`}`+strings.Repeat(" ", maxConfig))
+		if _, err := loadBundle(bundle); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "larger than") {
+			t.Errorf("got %v, want %v", err, errdefs.ErrInvalidArgument)
+		}
+		if got := groupOf(bundle, "id"); got != "id" {
+			t.Errorf("got group %q", got)
+		}
+	})
+	t.Run("a FIFO", func(t *testing.T) {
+		bundle := t.TempDir()
+		if err := unix.Mkfifo(filepath.Join(bundle, configFile), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadBundle(bundle); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("got %v, want %v", err, errdefs.ErrInvalidArgument)
 		}
 	})
 	t.Run("a directory", func(t *testing.T) {

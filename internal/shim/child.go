@@ -87,8 +87,8 @@ func startChild(ctx context.Context, role string, cfg instance.Config, w *sandbo
 			return nil, err
 		}
 		defer w.Close()
-		p.relay = telemetry.NewRelay(r)
-		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+p.relay.Offer(ctx))
+		p.relay = telemetry.NewRelay(ctx, r)
+		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+tc)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
 	}
 	pidfd := -1
@@ -119,6 +119,8 @@ func (p *child) wait(cmd *exec.Cmd, exits chan runc.Exit) {
 	}
 	reaper.Default.Unsubscribe(exits)
 	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
+	// For ask: a process that was broken into may have left its end to another one.
+	_ = p.control.HangUp() // fails if that has not been done
 	close(p.exited)
 }
 

@@ -3,6 +3,7 @@ package shim
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -39,7 +40,7 @@ func readExitStatus(bundle string) (e exitStatus, err error) {
 	if err := json.Unmarshal(data, &e); err != nil {
 		return e, fmt.Errorf("%s: %w", exitFile, err)
 	}
-	if e.Pid <= 0 || e.Status < 0 || e.At.IsZero() {
+	if e.Pid <= 0 || e.Pid > math.MaxInt32 || e.Status < 0 || e.Status > math.MaxUint8 || e.At.IsZero() {
 		return e, fmt.Errorf("%s: no exit status in %s", exitFile, data)
 	}
 	return e, nil

@@ -228,7 +228,18 @@ func removeCgroup(path, id string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(c.Adopt(), c.Destroy())
+	// Of a Create that got no further, no process is left: it died with its shim.
+	return errors.Join(c.Adopt(hasProcess(path)), c.Destroy())
+}
+
+// hasProcess tells whether a process was ever made in the bundle, whoever did.
+func hasProcess(bundle string) bool {
+	for _, name := range []string{pidFile, runcFile} {
+		if _, err := os.Lstat(filepath.Join(bundle, name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // readPid is the pid of the container's first process, or 0.
@@ -237,9 +248,9 @@ func readPid(bundle string) int {
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 32)
 	if err != nil || pid < 0 {
 		return 0
 	}
-	return pid
+	return int(pid)
 }

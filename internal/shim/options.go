@@ -24,6 +24,9 @@ const (
 	// docs/configuration.md; hostConfigEnv names another file.
 	hostConfig    = "/etc/containerd-shim-wazero/config.toml"
 	hostConfigEnv = "CONTAINERD_SHIM_WAZERO_CONFIG"
+
+	// maxOptions bounds a file of options, bytes.
+	maxOptions = 1 << 20
 )
 
 // readOptions are the options of a container: those of the host, overridden by
@@ -55,7 +58,7 @@ func hostOptions() (o *options.Options, unknown []string, err error) {
 	if !named {
 		path = hostConfig
 	}
-	data, err := os.ReadFile(path)
+	data, err := readFile(path, maxOptions)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return o, nil, nil
 	}
@@ -98,7 +101,7 @@ func overrideTOML(o *options.Options, r *runtimeoptions.Options) (unknown []stri
 	if !filepath.IsAbs(r.ConfigPath) {
 		return nil, fmt.Errorf("%s: not an absolute path", r.ConfigPath)
 	}
-	data, err := os.ReadFile(r.ConfigPath)
+	data, err := readFile(r.ConfigPath, maxOptions)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -73,6 +74,10 @@ func TestUnknownKeysAreNamed(t *testing.T) {
 func TestBadOptionsSayWhatIsWrongAndWhere(t *testing.T) {
 	runc := request(t, &options.Options{}).TypeUrl
 	file := text(t, "o.toml", "Root = 1\n")
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name    string
 		host    string // the content of the host's file
@@ -89,6 +94,9 @@ func TestBadOptionsSayWhatIsWrongAndWhere(t *testing.T) {
 		{"a number out of range", "", request(t, &runtimeoptions.Options{ConfigBody: []byte("IoUid = -1")}), errdefs.ErrInvalidArgument, "TOML"},
 		{"a malformed file", "", request(t, &runtimeoptions.Options{ConfigPath: file}), errdefs.ErrInvalidArgument, file + ", line 1"},
 		{"a file that is not there", "", request(t, &runtimeoptions.Options{ConfigPath: "/no/such"}), errdefs.ErrInvalidArgument, "/no/such"},
+		{"a device without an end", "", request(t, &runtimeoptions.Options{ConfigPath: "/dev/zero"}), errdefs.ErrInvalidArgument, "/dev/zero: not a regular file"},
+		{"a FIFO that nobody writes", "", request(t, &runtimeoptions.Options{ConfigPath: fifo}), errdefs.ErrInvalidArgument, fifo + ": not a regular file"},
+		{"a file that is too large", "", request(t, &runtimeoptions.Options{ConfigPath: text(t, "large", strings.Repeat("#", maxOptions+1))}), errdefs.ErrInvalidArgument, "larger than"},
 		{"a relative path", "", request(t, &runtimeoptions.Options{ConfigPath: "o.toml"}), errdefs.ErrInvalidArgument, "o.toml: not an absolute path"},
 		{"the host's malformed", "\n[Root\n", nil, errdefs.ErrFailedPrecondition, "host.toml, line 2"},
 		{"the host's of the wrong type", "NoPivotRoot = 3", nil, errdefs.ErrFailedPrecondition, "host.toml, line 1"},

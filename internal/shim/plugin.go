@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -206,8 +208,30 @@ func toStatus(err error) error {
 		return nil
 	}
 	class := errdefs.Resolve(err)
+	message := errorText(strings.TrimSuffix(err.Error(), ": "+class.Error()))
 	if c, ok := class.(interface{ WithMessage(string) error }); ok {
-		err = c.WithMessage(strings.TrimSuffix(err.Error(), ": "+class.Error()))
+		err = c.WithMessage(message)
+	} else if message != err.Error() {
+		err = fmt.Errorf("%s: %w", message, class)
 	}
 	return errgrpc.ToGRPC(err)
+}
+
+// maxErrorText bounds an error that is answered, bytes: ttrpc has room for 4 MiB, and
+// containerd's log and a pod's events will repeat it.
+const maxErrorText = 16 << 10
+
+// errorText is what can be said of an error whose text may come from anywhere: a
+// hook, a logger, a name in an image. ttrpc hangs up on an answer that is not
+// UTF-8, and containerd takes the shim, with all its containers, for dead.
+func errorText(s string) string {
+	if len(s) > maxErrorText {
+		s = s[:maxErrorText/2] + " [...] " + s[len(s)-maxErrorText/2:] // what it is about, and the reason
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' { // would have a say in the user's terminal
+			return utf8.RuneError
+		}
+		return r // the same for what is no UTF-8
+	}, s)
 }

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // intercepted is what comes of a call of method.
@@ -35,6 +38,40 @@ func TestAPanicOfAHandlerIsAnErrorOfThatCall(t *testing.T) {
 			t.Error("got no error")
 		}
 	})
+}
+
+// Marshalling the status is what ttrpc does; it hangs up when that fails.
+func TestAnyErrorCanBePutOnTheWire(t *testing.T) {
+	for name, text := range map[string]string{
+		"not UTF-8":             "hook /bin/x: \xff\xfe",
+		"half a character":      "hook /bin/x: caf\xc3",
+		"very long":             strings.Repeat("é", 4<<20),
+		"terminal sequences":    "entry point /\x1b]0;title\x07\x9b31m\u009b31m\r: no such file",
+		"of several lines":      "one\n\ttwo",
+		"nothing":               "",
+		"a NUL":                 "a\x00b",
+		"no longer than it may": strings.Repeat("x", maxErrorText-100),
+	} {
+		for _, class := range []error{errdefs.ErrInvalidArgument, context.Canceled, errors.New("plain")} {
+			t.Run(fmt.Sprintf("%s, %v", name, class), func(t *testing.T) {
+				_, err := intercepted(func(context.Context, func(any) error) (any, error) { return nil, fmt.Errorf("%s: %w", text, class) })
+				s := status.Convert(err)
+				data, err := proto.Marshal(s.Proto())
+				if err != nil || len(data) > 2*maxErrorText {
+					t.Errorf("got %d bytes, %v", len(data), err)
+				}
+				if got, want := s.Code(), status.Code(toStatus(class)); got != want {
+					t.Errorf("got %v, want %v", got, want)
+				}
+				if strings.ContainsAny(s.Message(), "\x00\x1b\u009b\r") {
+					t.Errorf("got %.80q", s.Message())
+				}
+				if plain := !strings.ContainsAny(text, "\x1b\x00") && utf8.ValidString(text) && len(text) < maxErrorText; plain && !strings.HasPrefix(s.Message(), text) {
+					t.Errorf("got %.80q, want %.80q", s.Message(), text)
+				}
+			})
+		}
+	}
 }
 
 func TestTheClassOfAnErrorIsItsStatus(t *testing.T) {

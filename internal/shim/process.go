@@ -224,7 +224,8 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	}
 	// A child that was killed in the meantime has been started all the same: its
 	// exit follows.
-	err = p.child.control.Send(instance.Message{Start: &instance.Start{TraceContext: p.child.relay.Offer(ctx)}})
+	p.child.relay.Run(ctx)
+	err = p.child.control.Send(instance.Message{Start: true})
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("id", p.id()).Debug("start: the process is gone")
 	}

@@ -43,7 +43,7 @@ func groupOf(bundle, id string) string {
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
 	}
-	data, err := os.ReadFile(filepath.Join(bundle, configFile))
+	data, err := readConfig(bundle)
 	if err != nil || json.Unmarshal(data, &spec) != nil {
 		return id
 	}

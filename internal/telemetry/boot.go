@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -22,7 +23,11 @@ type boot struct {
 
 // Boot is the environment that a `start` process which began at the given time
 // gives the shim.
+//
+// A `start` must print nothing but its answer, so what is wrong with its own
+// environment is not said.
 func Boot(began time.Time) []string {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {}))
 	parent := ownParent()
 	sc := trace.SpanContextFromContext(Extract(context.Background(), parent))
 	config := trace.SpanContextConfig{TraceID: sc.TraceID(), TraceFlags: sc.TraceFlags(), TraceState: sc.TraceState()}
@@ -67,7 +72,7 @@ func StartShim(ctx context.Context, provider trace.TracerProvider) context.Conte
 	}
 	var b boot
 	began := time.Now()
-	if json.Unmarshal([]byte(os.Getenv(bootEnv)), &b) == nil && b.Began > 0 {
+	if json.Unmarshal([]byte(os.Getenv(bootEnv)), &b) == nil && b.Began > 0 && b.Began < began.UnixNano() {
 		began = time.Unix(0, b.Began)
 	}
 	called := trace.SpanContextFromContext(ctx).IsValid()

@@ -142,3 +142,34 @@ func TestEveryBootHasAnIdentityOfItsOwn(t *testing.T) {
 		t.Errorf("got %d identities, want %d", got, want)
 	}
 }
+
+// FuzzStartShim starts a shim in an environment that may have anything: there is one
+// span of its start, or none, and it ends when it has begun, or later.
+func FuzzStartShim(f *testing.F) {
+	for _, b := range []string{
+		"", `{"began":1700000000000000000,"parent":"` + traceparent + `"}`, `{"began":-1}`, `{"began":9223372036854775807}`, `{"began":1e30,"parent":null}`, "[", "null",
+		`{"began":1,"parent":"{\"traceparent\":\"x\"}"}`, `{"parent":"` + "\xff" + `"}`,
+	} {
+		f.Add(traceparent, b)
+		f.Add("", b)
+	}
+	f.Fuzz(func(t *testing.T, own, b string) {
+		if strings.ContainsRune(own+b, 0) {
+			return // not in an environment
+		}
+		t.Setenv(TraceContextEnv, own)
+		t.Setenv(bootEnv, b)
+		recorder, provider := newProvider()
+		before := time.Now()
+		StartShim(context.Background(), provider)
+		spans := recorder.Ended()
+		if valid := trace.SpanContextFromContext(Extract(context.Background(), own)).IsValid(); len(spans) > 1 || len(spans) == 1 && !valid {
+			t.Errorf("got %d spans of a start that is %q", len(spans), own)
+		}
+		for _, span := range spans {
+			if span.Name() != ShimStart || span.EndTime().Before(span.StartTime()) || span.EndTime().Before(before) {
+				t.Errorf("got %s from %v to %v", span.Name(), span.StartTime(), span.EndTime())
+			}
+		}
+	})
+}

@@ -165,21 +165,36 @@ func TestTheFirstEndpointThatIsSetIsTheCollector(t *testing.T) {
 func FuzzExtract(f *testing.F) {
 	for _, s := range []string{
 		"", traceparent, `{"traceparent":"` + traceparent + `"}`, `{"traceparent":"` + traceparent + `","tracestate":"a=b","baggage":"k=v"}`,
-		"{", `{"traceparent":null}`, "00-00-00-00", `{"baggage":"k=v"}`,
+		"{", `{"traceparent":null}`, "00-00-00-00", `{"baggage":"k=v"}`, strings.Replace(traceparent, "00-", "ff-", 1), strings.ToUpper(traceparent), traceparent + "-more",
+		`{"traceparent":"` + traceparent + `","tracestate":"` + strings.Repeat("a=b,", 40) + `","baggage":"` + strings.Repeat("k=%ff,", 2000) + `"}`,
+		`{"traceparent":"` + traceparent + `","traceparent":"x","Traceparent":1}`, `{"traceparent":"` + traceparent + `","baggage":"` + "\xff" + `=\u0000;p"}`,
+		"\x00" + traceparent, " \n" + traceparent + "\t", strings.Repeat("{", 20000), strings.Repeat(" ", maxTraceContext+1) + traceparent,
 	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, value string) {
-		sc := trace.SpanContextFromContext(Extract(context.Background(), value))
+		ctx := Extract(context.Background(), value)
+		sc := trace.SpanContextFromContext(ctx)
 		if !sc.IsValid() {
+			if ctx != context.Background() {
+				t.Errorf("got %v of what is malformed", ctx)
+			}
 			return
 		}
 		if !sc.IsRemote() || !slices.Contains([]trace.TraceFlags{0, 1, 2, 3}, sc.TraceFlags()) {
 			t.Errorf("got %v", sc)
 		}
-		ctx := trace.ContextWithSpanContext(context.Background(), sc)
-		if got := trace.SpanContextFromContext(Extract(context.Background(), Inject(ctx))); !got.Equal(sc) {
+		// It goes on to every process, whose environment it must not fill.
+		next := Inject(ctx)
+		if len(next) > maxTraceContext || strings.ContainsAny(next, "\x00\n") {
+			t.Errorf("%d bytes go on: %.100q", len(next), next)
+		}
+		again := Extract(context.Background(), next)
+		if got := trace.SpanContextFromContext(again); !got.Equal(sc) {
 			t.Errorf("got %v again, want %v", got, sc)
+		}
+		if got, want := baggage.FromContext(again).String(), baggage.FromContext(ctx).String(); len(got) != len(want) {
+			t.Errorf("got the baggage %q again, want %q", got, want)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -12,53 +14,65 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
-const (
-	maxFrames     = 64 // spans of one process
-	maxAttributes = 16 // attributes of a span
-)
+// maxRelayed bounds what is read of one process, bytes: more than twice what all
+// the spans take that it may send.
+const maxRelayed = 16 * relay.MaxFrame
 
-// relayed are the spans that a process may send.
-var relayed = map[string]bool{
-	InstancePrepare: true, ModuleCompile: true, ModuleLoad: true,
-	ModuleInstantiate: true, ModuleStart: true, ModuleRun: true,
+// relayed are the spans that a process may send, each once: which of its two
+// parents they are below, and what they may say.
+var relayed = map[string]struct {
+	running bool // the guest's, below the span that let it run
+	attrs   map[attribute.Key]attribute.Type
+}{
+	InstancePrepare:   {},
+	ModuleCompile:     {attrs: map[attribute.Key]attribute.Type{ModuleSize: attribute.INT64}},
+	ModuleLoad:        {},
+	ModuleInstantiate: {running: true},
+	ModuleStart:       {running: true, attrs: map[attribute.Key]attribute.Type{relay.ModuleFunction: attribute.STRING}},
+	ModuleRun:         {running: true, attrs: map[attribute.Key]attribute.Type{relay.ExitCode: attribute.INT64}},
 }
 
-// A Relay is the end in the shim, for one instance process.
+// A Relay is the end in the shim, for one instance process. What that writes may
+// be anything, at any rate: it costs one buffer and at most one span of each kind.
 type Relay struct {
-	pipe *os.File
-	done chan struct{} // closed when the pipe has ended
+	pipe  *os.File
+	began time.Time       // no span of the process is older; of the wall clock, like theirs
+	ctx   context.Context // has the span that the process was started in
+	done  chan struct{}   // closed when nothing more is read
 
 	mu      sync.Mutex
-	parents map[string]context.Context // guarded by mu; by the TRACECONTEXT given out
+	running context.Context // guarded by mu; has the span that let the guest run, nil until then
+	sent    map[string]bool // guarded by mu; names of spans
 	// The guest was entered, and no module.run has come of it yet.
-	entered context.Context // guarded by mu; the parent of module.start
-	started trace.Link      // guarded by mu; to module.start
-	since   time.Time       // guarded by mu
+	entered bool       // guarded by mu
+	started trace.Link // guarded by mu; to module.start
+	since   time.Time  // guarded by mu
 }
 
-// NewRelay reads from pipe until its other end is closed, which it is when the
-// instance process is gone. [Relay.Finish] waits for that.
-func NewRelay(pipe *os.File) *Relay {
-	r := &Relay{pipe: pipe, done: make(chan struct{}), parents: map[string]context.Context{}}
+// NewRelay reads the spans of a process that is started now, in the span of ctx,
+// from pipe. [Relay.Finish] ends that.
+func NewRelay(ctx context.Context, pipe *os.File) *Relay {
+	r := &Relay{
+		pipe: pipe, began: time.Now().Round(0), ctx: context.WithoutCancel(ctx),
+		done: make(chan struct{}), sent: map[string]bool{},
+	}
 	go r.read()
 	return r
 }
 
-// Offer lets the process name the span of ctx as a parent, and returns the value
-// of [TraceContextEnv] for it. Offer of a nil Relay returns nothing.
-func (r *Relay) Offer(ctx context.Context) string {
+// Run says that the guest may run now, in the span of ctx.
+func (r *Relay) Run(ctx context.Context) {
 	if r == nil {
-		return ""
+		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	value := Inject(ctx)
-	r.parents[value] = context.WithoutCancel(ctx)
-	return value
+	r.running = context.WithoutCancel(ctx)
 }
 
 // Finish is called when the process is gone. It makes the module.run span that
@@ -67,35 +81,65 @@ func (r *Relay) Finish(exitedAt time.Time, status int, reason error) {
 	if r == nil {
 		return
 	}
+	_ = r.pipe.SetReadDeadline(time.Now()) // see lastWords; closed already if nothing is read any more
 	<-r.done
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.entered == nil {
+	if !r.entered {
 		return
 	}
 	if exitedAt.Before(r.since) {
 		exitedAt = r.since
 	}
-	_, span := Start(r.entered, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
+	_, span := Start(r.running, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
 	span.SetAttributes(ProcessExitCode.Int(status))
 	End(span, reason, trace.WithTimestamp(exitedAt))
-	r.entered = nil
+	r.entered = false
+}
+
+// lastWords reads a pipe up to the deadline that is set when the process is gone,
+// and then what is left in it. There may be no end to wait for: a process that was
+// broken into may have left the pipe to another one.
+type lastWords struct{ pipe *os.File }
+
+func (l lastWords) Read(b []byte) (n int, err error) {
+	n, err = l.pipe.Read(b)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	conn, err := l.pipe.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if e := conn.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); e != nil {
+		return 0, e
+	}
+	if err != nil || n == 0 { // EAGAIN: nothing is left
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 func (r *Relay) read() {
 	defer close(r.done)
 	defer r.pipe.Close()
-	lines := bufio.NewReaderSize(r.pipe, relay.MaxFrame)
-	for n := 0; n < maxFrames; n++ {
+	lines := bufio.NewReaderSize(io.LimitReader(lastWords{r.pipe}, maxRelayed), relay.MaxFrame)
+	for tooLong := false; ; {
 		line, err := lines.ReadSlice('\n')
-		if err != nil {
-			return // the process is gone, or the line is none of ours
-		}
-		var f relay.Frame
-		d := json.NewDecoder(bytes.NewReader(line))
-		d.UseNumber()
-		if d.Decode(&f) == nil {
-			r.emit(f)
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			tooLong = true
+		case err != nil:
+			return
+		case tooLong:
+			tooLong = false // its end
+		default:
+			var f relay.Frame
+			d := json.NewDecoder(bytes.NewReader(line))
+			d.UseNumber()
+			if d.Decode(&f) == nil {
+				r.emit(f)
+			}
 		}
 	}
 }
@@ -104,44 +148,63 @@ func (r *Relay) read() {
 func (r *Relay) emit(f relay.Frame) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	parent, ok := r.parents[f.Parent]
-	if !ok || !relayed[f.Name] || f.Start <= 0 || f.End < f.Start || len(f.Attrs) > maxAttributes {
+	kind, ok := relayed[f.Name]
+	parent := r.ctx
+	if kind.running {
+		parent = r.running
+	}
+	if !ok || parent == nil || r.sent[f.Name] {
 		return
 	}
-	start, end := time.Unix(0, f.Start), time.Unix(0, f.End)
-	if end.After(time.Now().Add(time.Second)) {
-		return
+	r.sent[f.Name] = true
+	now := time.Now().Round(0)
+	if now.Before(r.began) {
+		now = r.began // the clock was set back
 	}
-	opts := []trace.SpanStartOption{trace.WithTimestamp(start), trace.WithAttributes(attributes(f.Attrs)...)}
-	if f.Name == ModuleRun && r.entered != nil {
+	start := between(r.began, time.Unix(0, f.Start), now)
+	end := between(start, time.Unix(0, f.End), now)
+	opts := []trace.SpanStartOption{trace.WithTimestamp(start), trace.WithAttributes(attributes(f.Attrs, kind.attrs)...)}
+	if f.Name == ModuleRun && r.entered {
 		opts = append(opts, trace.WithLinks(r.started))
 	}
 	ctx, span := Start(parent, f.Name, opts...)
 	if f.Error != "" {
-		span.SetStatus(codes.Error, f.Error)
-		span.SetAttributes(ErrorType.String(f.ErrorType))
+		span.SetStatus(codes.Error, text(f.Error, relay.MaxText))
+		span.SetAttributes(ErrorType.String(text(f.ErrorType, relay.MaxText)))
 	}
 	span.End(trace.WithTimestamp(end))
 	switch f.Name {
 	case ModuleStart:
-		r.entered, r.since = parent, end
+		// Not when its run has come before it: there is none to be made then.
+		r.entered, r.since = !r.sent[ModuleRun], end
 		r.started = trace.LinkFromContext(ctx)
 	case ModuleRun:
-		r.entered = nil
+		r.entered = false
 	}
 }
 
-func attributes(m map[string]any) []attribute.KeyValue {
-	attrs := make([]attribute.KeyValue, 0, len(m))
-	for k, v := range m {
-		switch v := v.(type) {
+// between is t, or the end of the range that is nearer.
+func between(from, t, to time.Time) time.Time {
+	switch {
+	case t.Before(from):
+		return from
+	case t.After(to):
+		return to
+	}
+	return t
+}
+
+// attributes are those of m that are allowed.
+func attributes(m map[string]any, allowed map[attribute.Key]attribute.Type) (attrs []attribute.KeyValue) {
+	for k, t := range allowed {
+		switch v := m[string(k)].(type) {
 		case string:
-			attrs = append(attrs, attribute.String(k, v))
-		case bool:
-			attrs = append(attrs, attribute.Bool(k, v))
+			if t == attribute.STRING {
+				attrs = append(attrs, k.String(text(v, relay.MaxText)))
+			}
 		case json.Number:
-			if n, err := v.Int64(); err == nil {
-				attrs = append(attrs, attribute.Int64(k, n))
+			if n, err := v.Int64(); err == nil && t == attribute.INT64 {
+				attrs = append(attrs, k.Int64(n))
 			}
 		}
 	}

@@ -6,17 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
@@ -26,9 +30,9 @@ type relayTest struct {
 	*Relay
 	w        *os.File // the process's end of the pipe
 	recorder *tracetest.SpanRecorder
-	parent   trace.Span
-	offered  string // the parent, as the process names it
-	provider *sdktrace.TracerProvider
+	create   trace.Span // the process was started in it
+	start    trace.Span // the guest was let run in it
+	began    time.Time
 }
 
 func newRelayTest(t testing.TB) *relayTest {
@@ -38,11 +42,14 @@ func newRelayTest(t testing.TB) *relayTest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.Close() })
-	rt := &relayTest{Relay: NewRelay(r), w: w}
-	rt.recorder, rt.provider = newProvider()
-	var ctx context.Context
-	ctx, rt.parent = StartOperation(context.Background(), rt.provider, TaskStart)
-	rt.offered = rt.Offer(ctx)
+	rt := &relayTest{w: w, began: time.Now()}
+	var provider *sdktrace.TracerProvider
+	rt.recorder, provider = newProvider()
+	created, create := StartOperation(context.Background(), provider, TaskCreate)
+	started, start := StartOperation(context.Background(), provider, TaskStart)
+	rt.create, rt.start = create, start
+	rt.Relay = NewRelay(created, r)
+	rt.Run(started)
 	return rt
 }
 
@@ -64,15 +71,16 @@ func (rt *relayTest) write(t *testing.T, s string) {
 	}
 }
 
-// frame is one in order.
+// frame is one in order: of a span that has just begun and ended.
 func (rt *relayTest) frame(name string) relay.Frame {
-	return relay.Frame{Name: name, Parent: rt.offered, Start: 1_000_000_001, End: 2_000_000_002}
+	now := time.Now().UnixNano()
+	return relay.Frame{Name: name, Start: now, End: now}
 }
 
-// end has the process exit with status 137 at 9 s, and returns the spans made.
+// end has the process exit with status 137 in a minute, and returns the spans made.
 func (rt *relayTest) end() []sdktrace.ReadOnlySpan {
 	rt.w.Close()
-	rt.Finish(time.Unix(9, 0), 137, errors.New("ended by signal 9"))
+	rt.Finish(rt.began.Add(time.Minute), 137, errors.New("ended by signal 9"))
 	return rt.recorder.Ended()
 }
 
@@ -83,10 +91,10 @@ func names(spans []sdktrace.ReadOnlySpan) (names []string) {
 	return names
 }
 
-func TestAFrameBecomesASpanUnderTheParentThatWasOffered(t *testing.T) {
+func TestAFrameBecomesASpan(t *testing.T) {
 	rt := newRelayTest(t)
 	f := rt.frame(relay.ModuleCompile)
-	f.Attrs = map[string]any{"text": "x", "yes": true, "number": 1 << 60, "float": 1.5, "none": nil, "list": []int{1}}
+	f.Attrs = map[string]any{relay.ModuleSize: 1 << 60}
 	f.Error, f.ErrorType = "invalid module", "*errors.errorString"
 	rt.send(t, f, rt.frame(relay.InstancePrepare))
 	spans := rt.end()
@@ -94,13 +102,10 @@ func TestAFrameBecomesASpanUnderTheParentThatWasOffered(t *testing.T) {
 		t.Fatalf("got %v, want %v", got, want)
 	}
 	span := spans[0]
-	if got, want := span.Parent(), rt.parent.SpanContext(); !got.Equal(want) {
-		t.Errorf("got parent %v, want %v", got, want)
-	}
-	if !span.StartTime().Equal(time.Unix(1, 1)) || !span.EndTime().Equal(time.Unix(2, 2)) {
+	if !span.StartTime().Equal(time.Unix(0, f.Start)) || !span.EndTime().Equal(time.Unix(0, f.End)) {
 		t.Errorf("got %v to %v", span.StartTime(), span.EndTime())
 	}
-	want := map[attribute.Key]any{"text": "x", "yes": true, "number": int64(1 << 60), ErrorType: "*errors.errorString"}
+	want := map[attribute.Key]any{ModuleSize: int64(1 << 60), ErrorType: "*errors.errorString"}
 	if got := attrs(span); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -112,48 +117,152 @@ func TestAFrameBecomesASpanUnderTheParentThatWasOffered(t *testing.T) {
 	}
 }
 
-func TestEachFrameIsUnderTheParentItNames(t *testing.T) {
+func TestWhatASpanIsBelowIsNotForTheProcessToSay(t *testing.T) {
 	rt := newRelayTest(t)
-	ctx, later := StartOperation(context.Background(), rt.provider, TaskStart)
-	f := rt.frame(relay.ModuleStart)
-	f.Parent = rt.Offer(ctx)
-	rt.send(t, rt.frame(relay.ModuleLoad), f)
-	spans := rt.end()
-	if got, want := spans[0].Parent().SpanID(), rt.parent.SpanContext().SpanID(); got != want {
-		t.Errorf("got %v, want %v", got, want)
+	for name := range relayed {
+		line, err := json.Marshal(map[string]any{"name": name, "parent": traceparent, "traceID": traceparent, "start": 1, "end": 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rt.write(t, string(line)+"\n")
 	}
-	for _, span := range spans[1:] {
-		if got, want := span.Parent().SpanID(), later.SpanContext().SpanID(); got != want {
-			t.Errorf("%s: got %v, want %v", span.Name(), got, want)
+	want := map[string]trace.Span{
+		InstancePrepare: rt.create, ModuleCompile: rt.create, ModuleLoad: rt.create,
+		ModuleInstantiate: rt.start, ModuleStart: rt.start, ModuleRun: rt.start,
+	}
+	spans := rt.end()
+	if got := len(spans); got != len(want) {
+		t.Errorf("got %v, want one of each kind", names(spans))
+	}
+	for _, span := range spans {
+		if got, want := span.Parent(), want[span.Name()].SpanContext(); !got.Equal(want) {
+			t.Errorf("%s: got parent %v, want %v", span.Name(), got, want)
 		}
 	}
 }
 
-func TestAFrameThatIsNotInOrderIsDropped(t *testing.T) {
-	many := map[string]any{}
-	for i := range maxAttributes + 1 {
-		many[fmt.Sprint(i)] = i
+func TestBeforeTheGuestMayRunThereIsNoSpanOfIt(t *testing.T) {
+	rt := newRelayTest(t)
+	rt.mu.Lock()
+	rt.running = nil
+	rt.mu.Unlock()
+	rt.send(t, rt.frame(relay.ModuleInstantiate), rt.frame(relay.ModuleStart), rt.frame(relay.ModuleRun), rt.frame(relay.ModuleLoad))
+	if got, want := names(rt.end()), []string{ModuleLoad}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
+}
+
+func TestASpanIsOfTheTimeThatTheProcessHasHad(t *testing.T) {
+	const hour = int64(time.Hour)
 	for name, change := range map[string]func(f *relay.Frame){
-		"a parent that was not offered": func(f *relay.Frame) { f.Parent = traceparent },
-		"the traceparent of the offered one alone": func(f *relay.Frame) {
-			sc := trace.SpanContextFromContext(Extract(context.Background(), f.Parent))
-			f.Parent = fmt.Sprintf("00-%s-%s-01", sc.TraceID(), sc.SpanID())
-		},
-		"no parent":               func(f *relay.Frame) { f.Parent = "" },
-		"no name":                 func(f *relay.Frame) { f.Name = "" },
-		"an unknown name":         func(f *relay.Frame) { f.Name = "module.nonsense" },
-		"a name of the shim's":    func(f *relay.Frame) { f.Name = TaskStart },
-		"an end before its start": func(f *relay.Frame) { f.End = f.Start - 1 },
-		"no start":                func(f *relay.Frame) { f.Start = 0 },
-		"a start before 1970":     func(f *relay.Frame) { f.Start = -1 },
-		"too many attributes":     func(f *relay.Frame) { f.Attrs = many },
+		"an end before its start":       func(f *relay.Frame) { f.End = f.Start - 1 },
+		"no times":                      func(f *relay.Frame) { f.Start, f.End = 0, 0 },
+		"before 1970":                   func(f *relay.Frame) { f.Start, f.End = math.MinInt64, -1 },
+		"before the process was there":  func(f *relay.Frame) { f.Start, f.End = f.Start-2*hour, f.End-hour },
+		"in the future":                 func(f *relay.Frame) { f.Start, f.End = f.Start+hour, f.End+2*hour },
+		"at the end of all time":        func(f *relay.Frame) { f.Start, f.End = math.MaxInt64, math.MaxInt64 },
+		"from the beginning to the end": func(f *relay.Frame) { f.Start, f.End = math.MinInt64, math.MaxInt64 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := newRelayTest(t)
 			f := rt.frame(relay.ModuleLoad)
 			change(&f)
-			rt.send(t, f, rt.frame(relay.ModuleInstantiate))
+			rt.send(t, f)
+			rt.checkTimes(t, rt.end())
+		})
+	}
+}
+
+func (rt *relayTest) checkTimes(t *testing.T, spans []sdktrace.ReadOnlySpan) {
+	t.Helper()
+	for _, span := range spans {
+		if start, end := span.StartTime(), span.EndTime(); start.Before(rt.began.Round(0)) || end.Before(start) || end.After(rt.began.Add(time.Minute)) {
+			t.Errorf("%s: got %v to %v", span.Name(), start, end)
+		}
+	}
+}
+
+func TestASpanSaysOnlyWhatOneOfItsKindMay(t *testing.T) {
+	rt := newRelayTest(t)
+	anything := map[string]any{
+		relay.ModuleSize: 1, relay.ModuleFunction: "f", relay.ExitCode: 3,
+		"k8s.pod.name": "another", "none": nil, "list": []int{1}, "": 1,
+	}
+	var frames []relay.Frame
+	for _, name := range []string{InstancePrepare, ModuleLoad, ModuleInstantiate, ModuleCompile, ModuleStart, ModuleRun} {
+		f := rt.frame(name)
+		f.Attrs = anything
+		frames = append(frames, f)
+	}
+	rt.send(t, frames...)
+	want := map[string]map[attribute.Key]any{
+		ModuleCompile: {ModuleSize: int64(1)}, ModuleStart: {relay.ModuleFunction: "f"}, ModuleRun: {ProcessExitCode: int64(3)},
+	}
+	for _, span := range rt.end() {
+		if got := attrs(span); !maps.Equal(got, want[span.Name()]) {
+			t.Errorf("%s: got %v, want %v", span.Name(), got, want[span.Name()])
+		}
+	}
+	for name, value := range map[string]any{
+		"a text for a number": "3", "a fraction": 1.5, "too large a number": json.Number("1e99"), "a truth": true, "a list": []int{1}, "nothing": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			rt := newRelayTest(t)
+			run, start := rt.frame(ModuleRun), rt.frame(ModuleStart)
+			run.Attrs, start.Attrs = map[string]any{relay.ExitCode: value}, map[string]any{relay.ModuleFunction: []any{value}}
+			rt.send(t, run, start)
+			for _, span := range rt.end() {
+				if len(span.Attributes()) > 0 {
+					t.Errorf("%s: got %v", span.Name(), span.Attributes())
+				}
+			}
+		})
+	}
+}
+
+func TestTextsOfASpanAreBoundedAndUTF8(t *testing.T) {
+	for name, text := range map[string]string{
+		"long":               strings.Repeat("x", 3000),
+		"cut in a character": strings.Repeat("x", relay.MaxText-1) + strings.Repeat("é", 1000),
+		"no text":            "\xff\xfe\x80",
+		"half a surrogate":   `\ud800`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			rt := newRelayTest(t)
+			rt.write(t, `{"name":"module.start","error":"`+text+`"}`+"\n")
+			rt.write(t, `{"name":"module.load","errorType":"`+text+`","error":"x"}`+"\n")
+			rt.write(t, `{"name":"module.run","attrs":{"wasm.module.function":"`+text+`"}}`+"\n")
+			spans := rt.end()
+			if len(spans) != 3 {
+				t.Fatalf("got %v", names(spans))
+			}
+			checkTexts(t, spans)
+		})
+	}
+}
+
+func checkTexts(t *testing.T, spans []sdktrace.ReadOnlySpan) {
+	t.Helper()
+	for _, span := range spans {
+		texts := []string{span.Status().Description}
+		for _, v := range attrs(span) {
+			if s, ok := v.(string); ok {
+				texts = append(texts, s)
+			}
+		}
+		for _, s := range texts {
+			if !utf8.ValidString(s) || len(s) > relay.MaxText+len("\ufffd") {
+				t.Errorf("%s says %q", span.Name(), s)
+			}
+		}
+	}
+}
+
+func TestASpanThatNoProcessSendsIsDropped(t *testing.T) {
+	for _, name := range []string{"", "module.nonsense", TaskStart, ShimStart, "module.load\x00"} {
+		t.Run(name, func(t *testing.T) {
+			rt := newRelayTest(t)
+			rt.send(t, rt.frame(name), rt.frame(ModuleInstantiate))
 			if got, want := names(rt.end()), []string{ModuleInstantiate}; !slices.Equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)
 			}
@@ -161,23 +270,12 @@ func TestAFrameThatIsNotInOrderIsDropped(t *testing.T) {
 	}
 }
 
-func TestAsManyAttributesAsThereMayBeAreKept(t *testing.T) {
-	rt := newRelayTest(t)
-	f := rt.frame(relay.ModuleLoad)
-	f.Attrs = map[string]any{}
-	for i := range maxAttributes {
-		f.Attrs[fmt.Sprint(i)] = i
-	}
-	rt.send(t, f)
-	spans := rt.end()
-	if len(spans) != 1 || len(spans[0].Attributes()) != maxAttributes {
-		t.Errorf("got %v, want one span with %d attributes", spans, maxAttributes)
-	}
-}
-
 func TestALineThatIsNoFrameIsDropped(t *testing.T) {
-	for _, line := range []string{"", "hello", "{", "null", "[]", "1", `{"name":1}`, `{"start":1.5}`, `{"start":1e99}`, "\x00\xff", `{"attrs":"x"}`} {
-		t.Run(line, func(t *testing.T) {
+	for _, line := range []string{
+		"", "hello", "{", "null", "[]", "1", `{"name":1}`, `{"start":1.5}`, `{"start":1e99}`, "\x00\xff", `{"attrs":"x"}`, `{"name":"module.run"`,
+		strings.Repeat("[", relay.MaxFrame-1), strings.Repeat(`{"attrs":`, 400),
+	} {
+		t.Run(fmt.Sprintf("%.20s", line), func(t *testing.T) {
 			rt := newRelayTest(t)
 			rt.write(t, line+"\n")
 			rt.send(t, rt.frame(relay.ModuleLoad))
@@ -201,14 +299,17 @@ func TestALineThatDoesNotEndIsDropped(t *testing.T) {
 	}
 }
 
-func TestTheLongestFrameIsReadAndALongerLineEndsTheRelay(t *testing.T) {
+// A frame after one that is too long, or was torn, is read as what it is.
+func TestTheLongestFrameIsReadAndOfALongerOneNothing(t *testing.T) {
 	for _, tt := range []struct {
 		length int // with its end
 		want   []string
 	}{
 		{relay.MaxFrame, []string{ModuleLoad, ModuleInstantiate}},
-		{relay.MaxFrame + 1, nil},
-		{10 * relay.MaxFrame, nil},
+		{relay.MaxFrame + 1, []string{ModuleInstantiate}},
+		{2 * relay.MaxFrame, []string{ModuleInstantiate}},
+		{2*relay.MaxFrame + 1, []string{ModuleInstantiate}},
+		{10 * relay.MaxFrame, []string{ModuleInstantiate}},
 	} {
 		t.Run(fmt.Sprint(tt.length), func(t *testing.T) {
 			rt := newRelayTest(t)
@@ -216,13 +317,8 @@ func TestTheLongestFrameIsReadAndALongerLineEndsTheRelay(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The relay may hang up before all is written.
-			_, _ = rt.w.WriteString(string(line) + strings.Repeat(" ", tt.length-len(line)-1) + "\n")
-			line, err = json.Marshal(rt.frame(relay.ModuleInstantiate))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _ = rt.w.WriteString(string(line) + "\n")
+			rt.write(t, string(line)+strings.Repeat(" ", tt.length-len(line)-1)+"\n")
+			rt.send(t, rt.frame(relay.ModuleInstantiate))
 			if got := names(rt.end()); !slices.Equal(got, tt.want) {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
@@ -230,19 +326,83 @@ func TestTheLongestFrameIsReadAndALongerLineEndsTheRelay(t *testing.T) {
 	}
 }
 
-func TestAProcessHasSoManySpansAndIsNotHeldUpForMore(t *testing.T) {
+func TestAProcessHasOneSpanOfEachKind(t *testing.T) {
 	rt := newRelayTest(t)
-	line, err := json.Marshal(rt.frame(relay.ModuleLoad))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 100 * maxFrames { // more than the pipe holds
-		if _, err := rt.w.WriteString(string(line) + "\n"); err != nil {
-			break
+	for range 10 {
+		for name := range relayed {
+			rt.send(t, rt.frame(name))
 		}
 	}
-	if got, want := len(rt.end()), maxFrames; got != want {
-		t.Errorf("got %d spans, want %d", got, want)
+	got := names(rt.end())
+	slices.Sort(got)
+	if want := slices.Sorted(maps.Keys(relayed)); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// That it comes to an end is half of the test.
+func TestAFloodIsReadUpToABound(t *testing.T) {
+	rt := newRelayTest(t)
+	rt.send(t, rt.frame(relay.ModuleLoad))
+	var written int
+	for line := []byte(strings.Repeat("x", relay.MaxFrame-1) + "\n"); ; {
+		n, err := rt.w.Write(line)
+		written += n
+		if errors.Is(err, unix.EPIPE) {
+			break // nobody reads any more
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if written > 10*maxRelayed {
+			t.Fatalf("read %d bytes, want %d at most", written, maxRelayed)
+		}
+	}
+	if got, want := names(rt.end()), []string{ModuleLoad}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// A process that was broken into may have given its pipe to one that lives on, and
+// goes on writing.
+func TestTheEndOfAProcessIsTheEndOfItsRelayWhoeverHasThePipe(t *testing.T) {
+	for _, writing := range []bool{false, true} {
+		t.Run(fmt.Sprint("writing: ", writing), func(t *testing.T) {
+			rt := newRelayTest(t)
+			rt.send(t, rt.frame(relay.ModuleLoad), rt.frame(relay.ModuleStart))
+			if writing {
+				var flood sync.WaitGroup
+				flood.Go(func() {
+					for {
+						if _, err := rt.w.WriteString("\n"); err != nil {
+							return
+						}
+					}
+				})
+				defer flood.Wait()
+			}
+			rt.Finish(rt.began.Add(time.Minute), 137, nil) // and w is open
+			if got, want := names(rt.recorder.Ended()), []string{ModuleLoad, ModuleStart, ModuleRun}; !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+			if _, err := rt.w.WriteString("x"); !errors.Is(err, unix.EPIPE) {
+				t.Errorf("got %v, want %v", err, unix.EPIPE)
+			}
+		})
+	}
+}
+
+// What a process wrote before its end is read, however late the shim gets to it.
+func TestAllThatAProcessHasWrittenIsRead(t *testing.T) {
+	for range 100 {
+		rt := newRelayTest(t)
+		for name := range relayed {
+			rt.send(t, rt.frame(name))
+		}
+		rt.Finish(rt.began.Add(time.Minute), 0, nil)
+		if got := names(rt.recorder.Ended()); len(got) != len(relayed) {
+			t.Fatalf("got %v, want one of each kind", got)
+		}
 	}
 }
 
@@ -254,10 +414,10 @@ func TestAKilledRunHasASpanThatTheProcessCouldNotSend(t *testing.T) {
 		t.Fatalf("got %v, want %v", got, want)
 	}
 	start, run := spans[0], spans[1]
-	if got, want := run.Parent(), rt.parent.SpanContext(); !got.Equal(want) {
+	if got, want := run.Parent(), rt.start.SpanContext(); !got.Equal(want) {
 		t.Errorf("got parent %v, want %v", got, want)
 	}
-	if !run.StartTime().Equal(start.EndTime()) || !run.EndTime().Equal(time.Unix(9, 0)) {
+	if !run.StartTime().Equal(start.EndTime()) || !run.EndTime().Equal(rt.began.Add(time.Minute)) {
 		t.Errorf("got %v to %v, want from the end of module.start to the exit", run.StartTime(), run.EndTime())
 	}
 	if got, want := attrs(run)[ProcessExitCode], any(int64(137)); got != want {
@@ -269,7 +429,7 @@ func TestAKilledRunHasASpanThatTheProcessCouldNotSend(t *testing.T) {
 	if got := run.Links(); len(got) != 1 || !got[0].SpanContext.Equal(start.SpanContext()) {
 		t.Errorf("got links %v, want one to %v", got, start.SpanContext())
 	}
-	rt.Finish(time.Unix(10, 0), 0, nil)
+	rt.Finish(time.Now(), 0, nil)
 	if got, want := len(rt.recorder.Ended()), 2; got != want {
 		t.Errorf("got %d spans after a second Finish, want %d", got, want)
 	}
@@ -302,30 +462,36 @@ func TestAProcessThatNeverEnteredItsGuestHasNoRun(t *testing.T) {
 
 func TestWithoutATraceThereIsNoRelay(t *testing.T) {
 	var r *Relay
-	if got := r.Offer(context.Background()); got != "" {
-		t.Errorf("got %q, want nothing", got)
-	}
+	r.Run(context.Background())
 	r.Finish(time.Now(), 0, nil)
 }
 
 func TestASpanOfAProcessOutlivesTheRequestThatStartedIt(t *testing.T) {
 	rt := newRelayTest(t)
-	ctx, cancel := context.WithCancel(trace.ContextWithSpan(context.Background(), rt.parent))
-	rt.Offer(ctx)
+	ctx, cancel := context.WithCancel(trace.ContextWithSpan(context.Background(), rt.start))
+	rt.Run(ctx)
 	cancel()
-	rt.send(t, rt.frame(relay.ModuleLoad))
-	if got, want := names(rt.end()), []string{ModuleLoad}; !slices.Equal(got, want) {
+	rt.send(t, rt.frame(relay.ModuleInstantiate))
+	if got, want := names(rt.end()), []string{ModuleInstantiate}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestARunThatCameBeforeItsStartIsNotMadeAgain(t *testing.T) {
+	rt := newRelayTest(t)
+	rt.send(t, rt.frame(relay.ModuleRun), rt.frame(relay.ModuleStart))
+	if got, want := names(rt.end()), []string{ModuleRun, ModuleStart}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
 
 func TestWhatARecorderWritesTheRelayReads(t *testing.T) {
 	rt := newRelayTest(t)
-	rec, err := relay.NewRecorder(rt.w, rt.offered)
+	rec, err := relay.NewRecorder(rt.w)
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now().Add(-time.Second)
+	began := time.Now()
 	rec.Record(relay.ModuleLoad, began, nil, nil)
 	rec.Record(relay.ModuleStart, began, nil, map[string]any{relay.ModuleFunction: "_start"})
 	rec.Record(relay.ModuleRun, began, errors.New("trap"), map[string]any{relay.ExitCode: 134})
@@ -346,34 +512,45 @@ func TestWhatARecorderWritesTheRelayReads(t *testing.T) {
 	}
 }
 
+// FuzzRelay has a process write anything, and then live on with the pipe.
 func FuzzRelay(f *testing.F) {
-	good, err := json.Marshal(relay.Frame{Name: ModuleStart, Parent: "PARENT", Start: 1, End: 2, Attrs: map[string]any{"n": 1}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, s := range []string{"", "\n", "null\n", "{\n", string(good) + "\n", string(good) + "\n" + string(good) + "\n", strings.Repeat(string(good)+"\n", 2*maxFrames)} {
+	good := `{"name":"module.start","start":1,"end":2,"attrs":{"wasm.module.function":"_start"}}` + "\n"
+	for _, s := range []string{
+		"", "\n", "null\n", "{\n", good, good + good, strings.Repeat(good, 200), strings.ReplaceAll(good, "start", "run"),
+		`{"name":"module.run","start":-9223372036854775808,"end":9223372036854775807,"attrs":{"process.exit.code":256}}` + "\n",
+		`{"name":"module.compile","attrs":{"wasm.module.size":1e99},"error":"\ud800","errorType":"x"}` + "\n",
+		`{"name":"module.load","name":"module.run","error":"` + "\xff" + `"}` + "\n" + good,
+		strings.Repeat("x", relay.MaxFrame) + "\n" + good, strings.Repeat("[", relay.MaxFrame-1) + "\n" + good,
+	} {
 		f.Add([]byte(s))
 	}
-	f.Add([]byte(strings.Repeat("x", relay.MaxFrame+1)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		rt := newRelayTest(t)
-		// The fuzzer cannot know what will be offered.
-		quoted, err := json.Marshal(rt.offered)
-		if err != nil {
-			t.Fatal(err)
+		_ = rt.w.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		if _, err := rt.w.Write(data); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("the relay does not read on, and does not hang up")
 		}
-		_, _ = rt.w.WriteString(strings.ReplaceAll(string(data), `"PARENT"`, string(quoted)))
-		spans := rt.end()
-		if got, want := len(spans), maxFrames+1; got > want {
+		rt.Finish(rt.began.Add(time.Minute), 137, nil)
+		spans := rt.recorder.Ended()
+		if got, want := len(spans), len(relayed); got > want {
 			t.Errorf("got %d spans, want %d at most", got, want)
 		}
 		for _, span := range spans {
-			if !relayed[span.Name()] || !span.Parent().Equal(rt.parent.SpanContext()) {
+			kind, ok := relayed[span.Name()]
+			parent := rt.create
+			if kind.running {
+				parent = rt.start
+			}
+			if !ok || !span.Parent().Equal(parent.SpanContext()) || span.SpanContext().TraceID() != parent.SpanContext().TraceID() {
 				t.Errorf("got %s below %v", span.Name(), span.Parent())
 			}
-			if len(span.Attributes()) > maxAttributes+1 {
-				t.Errorf("%s has %d attributes", span.Name(), len(span.Attributes()))
+			for k := range attrs(span) {
+				if _, ok := kind.attrs[k]; !ok && k != ErrorType && k != ProcessExitCode {
+					t.Errorf("%s has %s", span.Name(), k)
+				}
 			}
 		}
+		rt.checkTimes(t, spans)
+		checkTexts(t, spans)
 	})
 }

@@ -88,10 +88,23 @@ func StartOperation(ctx context.Context, provider trace.TracerProvider, name str
 // End ends a span that covers an operation with the result err.
 func End(span trace.Span, err error, opts ...trace.SpanEndOption) {
 	if err != nil {
-		span.SetStatus(codes.Error, err.Error())
+		span.SetStatus(codes.Error, text(err.Error(), maxError))
 		span.SetAttributes(ErrorType.String(errorType(err)))
 	}
 	span.End(opts...)
+}
+
+// maxError bounds what a span says of an error, bytes: a hook's last words are
+// half of it.
+const maxError = 8 << 10
+
+// text is the first limit bytes of s, as a span may have them: in a batch with a
+// text that is not UTF-8, every span is lost.
+func text(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	return strings.ToValidUTF8(s, "\ufffd")
 }
 
 // errorType names the class of an error, of which there are few.

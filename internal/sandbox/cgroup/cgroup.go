@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -50,6 +51,9 @@ func New(path, id string, limits *specs.LinuxResources, systemd bool) (*Cgroup, 
 		}
 	case path != "":
 		config.Path = filepath.Clean("/" + path) // lexically, so that no ".." is left
+		if config.Path == "/" || strings.Contains(path, "\x00") {
+			return nil, fmt.Errorf("cgroup %q: not a path below the root of all", path) // which has every process of the machine
+		}
 	default:
 		config.Name = id
 	}
@@ -277,9 +281,13 @@ func (c *Cgroup) Kill() error {
 	return errors.Join(errs...)
 }
 
-// Adopt takes over a cgroup whose maker is gone, and kills every process in it.
-func (c *Cgroup) Adopt() error {
+// Adopt takes over a cgroup whose maker is gone, and kills every process in it if
+// they are that maker's: it may have found the cgroup in use.
+func (c *Cgroup) Adopt(kill bool) error {
 	c.ours = true
+	if !kill {
+		return nil
+	}
 	return c.Kill()
 }
 

@@ -44,7 +44,7 @@ func made(t *testing.T, limits *specs.LinuxResources) *Cgroup {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(c.Adopt(), c.Destroy()); err != nil {
+		if err := errors.Join(c.Adopt(true), c.Destroy()); err != nil {
 			t.Error(err)
 		}
 		for _, dir := range c.Paths() {

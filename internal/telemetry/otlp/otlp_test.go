@@ -2,11 +2,14 @@ package otlp
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 )
 
 func TestAnEndpointIsAURLWithAHost(t *testing.T) {
@@ -78,5 +81,29 @@ func TestTheProviderGivesAShimTheIdentityThatWasGivenAway(t *testing.T) {
 	}
 	if err := shutdown(t.Context()); err != nil {
 		t.Errorf("shutdown: %v", err)
+	}
+}
+
+// OTLP is protobuf, whose texts are UTF-8: of a batch with any other nothing is sent.
+func TestAnErrorThatIsNoTextCostsNoSpan(t *testing.T) {
+	c, err := collector.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://"+c.Addr())
+	provider, flush, err := Setup(t.Context(), "ns/id", func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{nil, errors.New("hook: \xff\xfe"), errors.New(strings.Repeat("é", 1<<20))} {
+		_, span := telemetry.StartOperation(t.Context(), provider, telemetry.TaskCreate)
+		telemetry.End(span, err)
+	}
+	if err := flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got, want := len(c.Spans()), 3; got != want {
+		t.Errorf("got %d spans, want %d", got, want)
 	}
 }

@@ -4,8 +4,8 @@
 // once it has ended, as a line of JSON to a pipe it inherits; the shim reads it
 // and makes the span.
 //
-// The shim trusts none of it: a frame names its parent by what the shim handed
-// out, and everything else in it is bounded.
+// The shim trusts none of it: what a span is called, what it may say and what it
+// is below is for the shim to know, and the rest is bounded.
 //
 // This package is all of telemetry that an instance process has, so it imports
 // nothing that takes time to start.
@@ -14,6 +14,7 @@ package relay
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -49,15 +50,17 @@ const (
 )
 
 const (
-	// MaxFrame bounds a line, bytes.
-	MaxFrame = 64 << 10
+	// MaxFrame bounds a line, bytes: it is PIPE_BUF. A write of more may be made in
+	// part, see pipe(7), and what follows would read as the rest of it.
+	MaxFrame = 4 << 10
+	// MaxText bounds each text in a frame, bytes.
+	MaxText = 1 << 10
 )
 
 // A Frame is a span on the wire.
 type Frame struct {
 	Name      string         `json:"name"`
-	Parent    string         `json:"parent"` // the TRACECONTEXT that the process was given
-	Start     int64          `json:"start"`  // nanoseconds since 1970
+	Start     int64          `json:"start"` // nanoseconds since 1970
 	End       int64          `json:"end"`
 	Attrs     map[string]any `json:"attrs,omitempty"` // strings, booleans, whole numbers
 	Error     string         `json:"error,omitempty"`
@@ -67,44 +70,58 @@ type Frame struct {
 // A Recorder is the end of the relay in the instance process. A nil one records
 // nothing.
 type Recorder struct {
-	pipe   *os.File // keeps fd open
-	fd     int      // asked for once: Fd makes a file block again
-	parent string
+	pipe *os.File // keeps fd open
+	fd   int      // asked for once: Fd makes a file block again
 }
 
-// NewRecorder records to pipe, under the span that traceContext names.
-func NewRecorder(pipe *os.File, traceContext string) (*Recorder, error) {
+// NewRecorder records to pipe.
+func NewRecorder(pipe *os.File) (*Recorder, error) {
 	// A shim that does not read must not hold up the guest.
 	fd := int(pipe.Fd())
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, err
 	}
-	return &Recorder{pipe: pipe, fd: fd, parent: traceContext}, nil
+	return &Recorder{pipe: pipe, fd: fd}, nil
 }
 
-// Under makes the span that traceContext names the parent of those to come.
-func (r *Recorder) Under(traceContext string) {
-	if r != nil {
-		r.parent = traceContext
-	}
-}
-
-// Record writes a span that began at start and ends now. One that the pipe has
-// no room for is lost.
+// Record writes a span that began at start and ends now. Texts in it are cut to
+// [MaxText], and to less where the line would be longer than [MaxFrame]. One that
+// the pipe has no room for is lost.
 func (r *Recorder) Record(name string, start time.Time, err error, attrs map[string]any) {
 	if r == nil {
 		return
 	}
-	f := Frame{Name: name, Parent: r.parent, Start: start.UnixNano(), End: time.Now().UnixNano(), Attrs: attrs}
+	f := Frame{Name: name, Start: start.UnixNano(), End: time.Now().UnixNano(), Attrs: attrs}
 	if err != nil {
-		f.Error, f.ErrorType = cut(err.Error(), 4<<10), fmt.Sprintf("%T", err)
+		f.Error, f.ErrorType = err.Error(), fmt.Sprintf("%T", err)
 	}
-	line, err := json.Marshal(f)
-	if err != nil || len(line) >= MaxFrame {
+	line := f.line()
+	if line == nil {
 		return
 	}
 	// One write of the descriptor itself: os.File would wait for room.
-	_, _ = unix.Write(r.fd, append(line, '\n'))
+	_, _ = unix.Write(r.fd, line)
+}
+
+// line is the frame as it is written, or nil if it has no such form.
+func (f Frame) line() []byte {
+	f.Attrs = maps.Clone(f.Attrs)
+	for limit := MaxText; limit > 0; limit /= 2 { // JSON may need six bytes for one
+		f.Error, f.ErrorType = cut(f.Error, limit), cut(f.ErrorType, limit)
+		for k, v := range f.Attrs {
+			if text, ok := v.(string); ok {
+				f.Attrs[k] = cut(text, limit)
+			}
+		}
+		line, err := json.Marshal(f)
+		if err != nil {
+			return nil
+		}
+		if len(line) < MaxFrame {
+			return append(line, '\n')
+		}
+	}
+	return nil
 }
 
 func cut(s string, n int) string {

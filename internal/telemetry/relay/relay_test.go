@@ -29,7 +29,7 @@ func newPipe(t *testing.T) (r, w *os.File) {
 func newTestRecorder(t *testing.T) (*os.File, *Recorder) {
 	t.Helper()
 	r, w := newPipe(t)
-	rec, err := NewRecorder(w, "parent")
+	rec, err := NewRecorder(w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,6 @@ func TestASpanIsALineWithEverythingAboutIt(t *testing.T) {
 	r, rec := newTestRecorder(t)
 	began := time.Now()
 	rec.Record(ModuleCompile, began, errors.New("two\nlines"), map[string]any{ModuleSize: 7})
-	rec.Under("another")
 	rec.Record(ModuleLoad, began, nil, nil)
 	got := frames(t, r, rec)
 	if len(got) != 2 {
@@ -71,31 +70,58 @@ func TestASpanIsALineWithEverythingAboutIt(t *testing.T) {
 		got[i].End = 0
 	}
 	want := []Frame{
-		{Name: ModuleCompile, Parent: "parent", Start: began.UnixNano(), Attrs: map[string]any{ModuleSize: 7.0}, Error: "two\nlines", ErrorType: "*errors.errorString"},
-		{Name: ModuleLoad, Parent: "another", Start: began.UnixNano()},
+		{Name: ModuleCompile, Start: began.UnixNano(), Attrs: map[string]any{ModuleSize: 7.0}, Error: "two\nlines", ErrorType: "*errors.errorString"},
+		{Name: ModuleLoad, Start: began.UnixNano()},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
-func TestALongErrorIsCut(t *testing.T) {
-	r, rec := newTestRecorder(t)
-	rec.Record(ModuleLoad, time.Now(), errors.New(strings.Repeat("x", MaxFrame)), nil)
-	got := frames(t, r, rec)
-	if len(got) != 1 || len(got[0].Error) != 4<<10 {
-		t.Fatalf("got %d frames, want one with 4 KiB of the error", len(got))
+func TestLongTextsAreCutSoThatTheLineIsOneWrite(t *testing.T) {
+	for _, tt := range []struct {
+		name, char string
+		want       int // bytes of the error that are left
+	}{
+		{"of letters", "x", MaxText},
+		{"that JSON makes longer", "\x01", MaxText / 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, rec := newTestRecorder(t)
+			text := strings.Repeat(tt.char, 20*MaxFrame)
+			attrs := map[string]any{ModuleFunction: text, ModuleSize: 7}
+			rec.Record(ModuleLoad, time.Now(), errors.New(text), attrs)
+			if attrs[ModuleFunction] != text {
+				t.Error("the caller's attributes have changed")
+			}
+			got := frames(t, r, rec)
+			if len(got) != 1 || got[0].Error != text[:tt.want] || got[0].Attrs[ModuleFunction] != text[:tt.want] || got[0].Attrs[ModuleSize] != 7.0 {
+				t.Errorf("got %+v, want one with %d bytes of each text", got, tt.want)
+			}
+		})
 	}
 }
 
-func TestAFrameThatWouldBeTooLongOrCannotBeWrittenIsLost(t *testing.T) {
+func TestAFrameThatCannotBeWrittenIsLost(t *testing.T) {
 	r, rec := newTestRecorder(t)
-	rec.Record(ModuleLoad, time.Now(), nil, map[string]any{"x": strings.Repeat("x", MaxFrame)})
+	rec.Record(ModuleLoad, time.Now(), nil, map[string]any{strings.Repeat("x", MaxFrame): "x"})
 	rec.Record(ModuleLoad, time.Now(), nil, map[string]any{"x": make(chan int)})
 	rec.Record(ModuleStart, time.Now(), nil, nil)
 	got := frames(t, r, rec)
 	if len(got) != 1 || got[0].Name != ModuleStart {
 		t.Errorf("got %v, want only the last", got)
+	}
+}
+
+// That it comes to an end is half of the test: nobody reads.
+func TestNoFrameIsTornWhereThePipeIsFull(t *testing.T) {
+	r, rec := newTestRecorder(t)
+	for range 40 { // 40 times 4 KiB are more than the 64 KiB of a pipe
+		rec.Record(ModuleLoad, time.Now(), errors.New(strings.Repeat("\x01", 500)), nil)
+	}
+	got := frames(t, r, rec) // fails for half a frame
+	if len(got) == 0 || len(got) >= 40 {
+		t.Errorf("got %d frames, want some and not all", len(got))
 	}
 }
 
@@ -122,14 +148,13 @@ func TestAPipeThatNobodyReadsAnyMoreIsNoHarm(t *testing.T) {
 
 func TestANilRecorderRecordsNothing(_ *testing.T) {
 	var rec *Recorder
-	rec.Under("parent")
 	rec.Record(ModuleLoad, time.Now(), nil, nil)
 }
 
 func TestARecorderNeedsAPipe(t *testing.T) {
 	_, w := newPipe(t)
 	w.Close()
-	if _, err := NewRecorder(w, "parent"); err == nil {
+	if _, err := NewRecorder(w); err == nil {
 		t.Error("got no error")
 	}
 }
