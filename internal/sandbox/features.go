@@ -11,11 +11,17 @@ import (
 //
 // [specs.Mount]: https://github.com/opencontainers/runtime-spec/blob/main/config.md#mounts
 func MountOptions() []string {
-	all := []string{"bind", "rbind", "defaults"}
+	all := []string{"bind", "rbind", "idmap", "ridmap", "tmpcopyup"}
 	for option := range attributes {
 		all = append(all, option, "r"+option)
 	}
-	all = slices.AppendSeq(all, maps.Keys(propagations))
+	all = slices.AppendSeq(all, maps.Keys(follows))
+	all = slices.AppendSeq(all, maps.Keys(superblockFlags))
+	for option := range idleOptions {
+		if option != "" {
+			all = append(all, option)
+		}
+	}
 	slices.Sort(all)
 	return all
 }

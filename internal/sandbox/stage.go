@@ -68,7 +68,7 @@ func cloneProgram(path string) (int, error) {
 
 // make makes the stage on a thread that ends thereafter.
 func (s *stage) make(programs []int, names []string) error {
-	fd, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"})
+	fd, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"}, "")
 	if err != nil {
 		return needsKernel(err)
 	}

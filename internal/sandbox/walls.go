@@ -5,8 +5,6 @@ package sandbox
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -32,6 +30,8 @@ type Walls struct {
 	staging int // the mount of the staging root, which is the mount namespace's
 	tree    int // the mount of the container's root file system
 	rootfs  int // O_PATH of the container's root, mounts and all
+	// what is mounted for each of cfg.Mounts; nil for what is not
+	sources []*source
 }
 
 // NewWalls makes the mount namespace, whose root is the staging root, and the UTS
@@ -231,8 +231,11 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	if w.tree, err = w.cloneRootfs(); err != nil {
 		return err
 	}
-	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(w.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if !w.borrowed() {
+		attr.Attr_set = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV // a device is mounted: makeDevice
+	}
+	if err := unix.MountSetattr(w.tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		return fmt.Errorf("make root file system private: %w", needsKernel(err))
 	}
 	back, err := cfg.IDs.makeFilesAs()
@@ -241,16 +244,9 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	}
 	defer back()
 	// Every source is opened before the new root covers any of the host's paths.
-	sources := make([]*source, len(cfg.Mounts))
-	defer func() {
-		for _, s := range sources {
-			if s != nil {
-				unix.Close(s.fd)
-			}
-		}
-	}()
+	w.sources = make([]*source, len(cfg.Mounts))
 	for i, m := range cfg.Mounts {
-		if sources[i], err = openSource(m, cfg); err != nil {
+		if w.sources[i], err = openSource(m, cfg); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 	}
@@ -262,8 +258,12 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	} else if err := w.stage(); err != nil {
 		return err
 	}
-	return w.assemble(sources)
+	return w.assemble()
 }
+
+// borrowed tells whether the root file system is that of another process, where
+// all is made already.
+func (w *Walls) borrowed() bool { return w.cfg.Namespaces.paths[unix.CLONE_NEWNS] != "" }
 
 // stage puts the root file system in the staging root.
 func (w *Walls) stage() error {
@@ -327,37 +327,33 @@ func (w *Walls) cloneRootfs() (tree int, err error) {
 }
 
 // assemble attaches everything that is mounted in the root file system.
-func (w *Walls) assemble(sources []*source) error {
-	for i, s := range sources {
+func (w *Walls) assemble() error {
+	if w.borrowed() {
+		return nil
+	}
+	if err := detachKernelFilesystems(w.tree); err != nil {
+		return err
+	}
+	for i, s := range w.sources {
 		if s == nil {
 			continue
 		}
-		m := w.cfg.Mounts[i]
-		if err := s.attach(w.tree, m.Destination); err != nil {
-			return fmt.Errorf("mount at %s: %w", m.Destination, err)
+		err := s.attach(w.tree, w.cfg.Mounts[i].Destination)
+		if err == nil && s.dir && s.below {
+			// At once: what is mounted next may be meant for a place below.
+			err = detachKernelFilesystems(w.tree)
 		}
-		if filepath.Clean(m.Destination) == "/dev" && m.Type == "tmpfs" {
-			if err := makeDevices(s.fd); err != nil {
-				return fmt.Errorf("mount at %s: %w", m.Destination, err)
-			}
-		}
-	}
-	for _, d := range w.cfg.Devices {
-		if err := makeDevice(w.tree, d, w.cfg.IDs); err != nil {
-			return fmt.Errorf("device %s: %w", d.Path, err)
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", w.cfg.Mounts[i].Destination, err)
 		}
 	}
-	return nil
+	return w.makeDevices()
 }
 
 // finish is what must come after hooks, which may have mounted or made something.
 func (w *Walls) finish(hooked bool) error {
-	recursive := hooked
-	for _, m := range w.cfg.Mounts {
-		recursive = recursive || slices.Contains(m.Options, "rbind")
-	}
-	if recursive {
-		if err := w.detachKernelFilesystems(); err != nil {
+	if hooked {
+		if err := detachKernelFilesystems(w.tree); err != nil {
 			return err
 		}
 	}
@@ -377,11 +373,12 @@ func (w *Walls) finish(hooked bool) error {
 	}
 	defer back()
 	if w.cfg.Cwd != "" {
-		open := openInRoot
-		if w.cfg.Namespaces.paths[unix.CLONE_NEWNS] == "" {
-			open = func(root int, path string, _ uint64) (int, error) { return makeTarget(root, path, true) }
+		var cwd int
+		if w.borrowed() {
+			cwd, err = openInRoot(w.tree, w.cfg.Cwd, unix.O_PATH)
+		} else {
+			cwd, _, err = makeTarget(w.tree, w.cfg.Cwd, true)
 		}
-		cwd, err := open(w.tree, w.cfg.Cwd, unix.O_PATH)
 		if err != nil {
 			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
 		}
@@ -392,6 +389,14 @@ func (w *Walls) finish(hooked bool) error {
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, unix.ENOTDIR)
+		}
+	}
+	for i, s := range w.sources {
+		if s == nil {
+			continue
+		}
+		if err := s.protect(); err != nil {
+			return fmt.Errorf("mount at %s: %w", w.cfg.Mounts[i].Destination, err)
 		}
 	}
 	if w.cfg.Readonly {
@@ -406,34 +411,6 @@ func (w *Walls) finish(hooked bool) error {
 	}
 	w.rootfs = rootfs
 	return nil
-}
-
-// detachKernelFilesystems does so with the staging root for the thread's own:
-// procfs tells what is mounted below the root of whoever opens the file.
-func (w *Walls) detachKernelFilesystems() error {
-	proc, err := os.OpenFile("/proc/thread-self", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer proc.Close()
-	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	if err := chroot(w.staging); err != nil {
-		return err
-	}
-	mounts, err := unix.Openat(int(proc.Fd()), "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "mountinfo", Err: err}
-	}
-	f := os.NewFile(uintptr(mounts), "mountinfo")
-	defer f.Close()
-	if err := detachKernelFilesystems(f, Rootfs); err != nil {
-		return err
-	}
-	return chroot(int(host.Fd()))
 }
 
 // Open opens path of the container's root file system with the given open(2)
@@ -486,6 +463,11 @@ func (w *Walls) Close() {
 	for _, fd := range []int{w.staging, w.tree, w.rootfs} {
 		if fd >= 0 {
 			unix.Close(fd)
+		}
+	}
+	for _, s := range w.sources {
+		if s != nil {
+			unix.Close(s.fd)
 		}
 	}
 	if w.mnt != nil {

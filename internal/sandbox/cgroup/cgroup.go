@@ -66,7 +66,7 @@ func New(path, id string, limits *specs.LinuxResources, systemd bool) (*Cgroup, 
 	}
 	for _, d := range sandbox.Devices {
 		config.Devices = append(config.Devices, &devices.Rule{
-			Type: devices.CharDevice, Major: int64(d.Major), Minor: int64(d.Minor), Permissions: "rwm", Allow: true,
+			Type: devices.CharDevice, Major: d.Major, Minor: d.Minor, Permissions: "rwm", Allow: true,
 		})
 	}
 	name := path
