@@ -154,7 +154,7 @@ func openSource(m specs.Mount, cfg Config) (_ *source, err error) {
 		return nil, errors.New("id mappings: only a bind mount can have them")
 	} else {
 		s.dir = true
-		if s.fd, err = newFilesystem(m.Type, m.Source, o.data); err != nil {
+		if s.fd, err = newFilesystem(m.Type, m.Source, append(o.data, cfg.Labels.mountOptions()...)); err != nil {
 			return nil, err
 		}
 	}

@@ -8,7 +8,7 @@
 // outside, out of the host's files and then into the container's:
 //
 //	NewWalls       a thread in new mount and UTS namespaces, still with the host's files
-//	Walls.Start    the process, in these namespaces, by way of a Spawner
+//	Walls.Start    the process, in these namespaces, by way of a Parent
 //	Walls.Build    mounts; hooks; the root of both is now a staging root: no file of the host
 //	Walls.Attach   one directory of the host, read-only, in the staging root
 //	               (the process may read untrusted bytes from here on)
@@ -60,4 +60,10 @@ type Config struct {
 	Capabilities []string // what the process is to have effective
 	Rlimits      []specs.POSIXRlimit
 	OOMScoreAdj  *int
+
+	Labels       Labels
+	Scheduling   Scheduling
+	MemoryPolicy *specs.LinuxMemoryPolicy
+	// TimeOffsets, unless nil, ask for a time namespace: see [TimeOffsets].
+	TimeOffsets map[string]specs.LinuxTimeOffset
 }

@@ -39,28 +39,18 @@ func (t *thread) close() {
 	<-t.done
 }
 
-// A Spawner starts processes, all from one thread that lives until Close: the
-// kernel kills a process that asked for it (PR_SET_PDEATHSIG) when the thread
-// that started it ends, not when its process does.
-//
-// The thread has given up for good what none of the processes may get: they
-// inherit no_new_privs, a bounding set of what a guest can use, and that uid 0
-// is nothing special.
-type Spawner struct{ thread *thread }
+// A Parent is the thread that started a process: one for each, since what it did
+// for that it does not undo. It is in the process's namespaces, has its labels for
+// the next exec, and has given up for good what the process may not get.
+type Parent struct{ thread *thread }
 
-// NewSpawner starts the thread.
-func NewSpawner() (*Spawner, error) {
-	s := &Spawner{newThread()}
-	if err := s.thread.do(confine); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
-}
+// Close ends the thread. It is for when the process has exited: the kernel kills a
+// process that asked for it (PR_SET_PDEATHSIG) when the thread that started it
+// ends, not when its process does.
+func (p *Parent) Close() { p.thread.close() }
 
-// Close ends the thread, and with it whatever it started that still runs.
-func (s *Spawner) Close() { s.thread.close() }
-
+// confine has whatever the calling thread starts inherit no_new_privs, a bounding
+// set of what a guest can use, and that uid 0 is nothing special.
 func confine() error {
 	// To enter mount namespaces the thread needs a root and a working directory
 	// of its own.

@@ -90,42 +90,42 @@ type Birthplace interface {
 	StartIn(attr *syscall.SysProcAttr, start func() error) error
 }
 
-// Start has start, which starts a process with attr, run on the thread of s, so
-// that the process is born in the namespaces and in place, with the user and the
-// capabilities it is to have. Place may be nil.
+// Start has start, which starts a process with attr, run on a thread made for it,
+// so that the process is born in the namespaces and in place, with the labels, the
+// user and the capabilities it is to have. Place may be nil. The caller must call
+// [Parent.Close] once the process has exited.
 //
-// It has the files of the host until [Walls.Build].
-func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
+// It has the files of the host until [Walls.Build]. There may be a process, for the
+// caller to end, when Start fails.
+func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() error) (*Parent, error) {
 	ns := w.cfg.Namespaces
 	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
 	if err := setCredentials(attr, w.cfg); err != nil {
-		return err
+		return nil, err
 	}
-	return s.thread.do(func() error {
+	p := &Parent{newThread()}
+	err := p.thread.do(func() error {
+		if err := w.cfg.inherit(); err != nil {
+			return err
+		}
 		inNamespaces := func() error {
 			for flag, path := range ns.paths {
 				if flag == unix.CLONE_NEWUTS || flag == unix.CLONE_NEWNS {
 					continue // by way of w.uts and w.mnt
 				}
-				back, err := visitPath(flag, path)
-				if err != nil {
+				if err := joinPath(flag, path); err != nil {
 					return err
 				}
-				defer back()
 			}
 			if w.uts != nil {
-				back, err := visit(unix.CLONE_NEWUTS, w.uts)
-				if err != nil {
+				if err := join(unix.CLONE_NEWUTS, w.uts); err != nil {
 					return err
 				}
-				defer back()
 			}
-			// Last, and left first: the paths above are the host's.
-			back, err := visit(unix.CLONE_NEWNS, w.mnt)
-			if err != nil {
+			// Last: the paths above are the host's.
+			if err := join(unix.CLONE_NEWNS, w.mnt); err != nil {
 				return err
 			}
-			defer back()
 			return start()
 		}
 		if place == nil {
@@ -133,12 +133,42 @@ func (w *Walls) Start(s *Spawner, place Birthplace, attr *syscall.SysProcAttr, s
 		}
 		return place.StartIn(attr, inNamespaces)
 	})
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
-// Limit sets the resource limits of the process with the given pid, and the kernel
-// parameters of its namespaces.
+// inherit has the calling thread take on what those that it starts are to inherit,
+// and cannot be given otherwise.
+func (cfg *Config) inherit() error {
+	if err := confine(); err != nil {
+		return err
+	}
+	if cfg.TimeOffsets != nil {
+		if err := unshareTime(cfg.TimeOffsets); err != nil {
+			return err
+		}
+	}
+	if cfg.MemoryPolicy != nil {
+		if err := setMemoryPolicy(cfg.MemoryPolicy); err != nil {
+			return err
+		}
+	}
+	return cfg.Labels.onExec()
+}
+
+// Limit sets the resource limits and the scheduling of the process with the given
+// pid, and the kernel parameters of its namespaces.
 func (w *Walls) Limit(pid int) error {
+	if err := w.cfg.Labels.verify(pid); err != nil {
+		return err
+	}
 	if err := setLimits(pid, w.cfg); err != nil {
+		return err
+	}
+	if err := w.cfg.Scheduling.set(pid); err != nil {
 		return err
 	}
 	return setSysctls(pid, w.cfg.Sysctl)
@@ -159,8 +189,9 @@ func (w *Walls) Build(hooks func() error) error {
 	return w.thread.do(func() error { return w.leaveHost(hooks != nil) })
 }
 
-// RunHook has start, which starts a process, run on a thread that is in all
-// namespaces of the process pid. It is for use while Build calls hooks.
+// RunHook has start, which starts a process, run on the thread that builds the
+// walls, in all namespaces of the process pid. It is for use while Build calls
+// hooks, and leaves the thread there: what it does after has to do with mounts only.
 func (w *Walls) RunHook(pid int, start func() error) error {
 	of := NamespacesOf(pid)
 	return w.thread.do(func() error {
@@ -168,11 +199,9 @@ func (w *Walls) RunHook(pid int, start func() error) error {
 			if flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWUTS {
 				continue // the thread's own
 			}
-			back, err := visitPath(flag, path)
-			if err != nil {
+			if err := joinPath(flag, path); err != nil {
 				return err
 			}
-			defer back()
 		}
 		return start()
 	})
@@ -182,7 +211,7 @@ func (w *Walls) RunHook(pid int, start func() error) error {
 // or, for hooks, where the host has it.
 func (w *Walls) mount(forHooks bool) (err error) {
 	cfg := w.cfg
-	if w.staging, err = newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"}); err != nil {
+	if w.staging, err = newFilesystem("tmpfs", "staging", append([]string{"mode=0555", "size=64k"}, cfg.Labels.mountOptions()...)); err != nil {
 		return needsKernel(err)
 	}
 	for _, dir := range []string{Rootfs, Attached} {

@@ -45,15 +45,23 @@ type spec struct {
 }
 
 type specLinux struct {
-	UIDMappings   []specs.LinuxIDMapping `json:"uidMappings"`
-	GIDMappings   []specs.LinuxIDMapping `json:"gidMappings"`
-	Sysctl        map[string]string      `json:"sysctl"`
-	Resources     *specs.LinuxResources  `json:"resources"`
-	CgroupsPath   string                 `json:"cgroupsPath"`
-	Namespaces    []specs.LinuxNamespace `json:"namespaces"`
-	Devices       []specs.LinuxDevice    `json:"devices"`
-	MaskedPaths   []string               `json:"maskedPaths"`
-	ReadonlyPaths []string               `json:"readonlyPaths"`
+	UIDMappings []specs.LinuxIDMapping `json:"uidMappings"`
+	GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
+	Sysctl      map[string]string      `json:"sysctl"`
+	Resources   *specs.LinuxResources  `json:"resources"`
+	CgroupsPath string                 `json:"cgroupsPath"`
+	Namespaces  []specs.LinuxNamespace `json:"namespaces"`
+	Devices     []specs.LinuxDevice    `json:"devices"`
+	MountLabel  string                 `json:"mountLabel"`
+
+	TimeOffsets  map[string]specs.LinuxTimeOffset `json:"timeOffsets"`
+	MemoryPolicy *specs.LinuxMemoryPolicy         `json:"memoryPolicy"`
+	// Refused where they ask for something.
+	IntelRdt   *json.RawMessage           `json:"intelRdt"`
+	NetDevices map[string]json.RawMessage `json:"netDevices"`
+
+	MaskedPaths   []string `json:"maskedPaths"`
+	ReadonlyPaths []string `json:"readonlyPaths"`
 }
 
 const configFile = "config.json"
@@ -130,7 +138,13 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if b.ids, err = sandbox.NewIDMappings(s.Linux.Namespaces, s.Linux.UIDMappings, s.Linux.GIDMappings); err != nil {
 		return sandbox.Config{}, err
 	}
-	if err := b.checkUser(s.Process); err != nil {
+	if _, err := sandbox.TimeOffsets(s.Linux.Namespaces, s.Linux.TimeOffsets); err != nil {
+		return sandbox.Config{}, err
+	}
+	if err := s.Linux.checkUnsupported(); err != nil {
+		return sandbox.Config{}, err
+	}
+	if err := b.checkOwn(s.Process); err != nil {
 		return sandbox.Config{}, err
 	}
 	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
@@ -159,12 +173,70 @@ func mappings(ids []specs.LinuxIDMapping) string {
 	return strings.Join(text, ",")
 }
 
-// checkUser looks whether the process's user is one of the container's.
-func (b *bundle) checkUser(p *specs.Process) error {
+// checkUnsupported looks for what no wasm container can be given.
+func (l *specLinux) checkUnsupported() error {
+	if l.IntelRdt != nil {
+		return errors.New("linux.intelRdt: not supported for wasm containers")
+	}
+	for name := range l.NetDevices {
+		return fmt.Errorf("linux.netDevices: %s: not supported for wasm containers", name)
+	}
+	if err := sandbox.CheckMemoryPolicy(l.MemoryPolicy); err != nil {
+		return fmt.Errorf("linux.%w", err)
+	}
+	return nil
+}
+
+// checkOwn looks whether a process can have of the container what is its own:
+// user, labels and scheduling.
+func (b *bundle) checkOwn(p *specs.Process) error {
 	if _, err := b.ids.User(p.User); err != nil {
 		return fmt.Errorf("process.user: %w", err)
 	}
+	if err := b.labels(p).Check(); err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	if a := p.ExecCPUAffinity; a != nil {
+		// Before the process is moved to its cgroup: it is born there.
+		if err := (sandbox.Scheduling{CPUs: a.Initial}).Check(); err != nil {
+			return fmt.Errorf("process.%w", err)
+		}
+		if err := (sandbox.Scheduling{CPUs: a.Final}).Check(); err != nil {
+			return fmt.Errorf("process.%w", err)
+		}
+	}
+	if err := (sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}).Check(); err != nil {
+		return fmt.Errorf("process.%w", err)
+	}
 	return nil
+}
+
+func (b *bundle) labels(p *specs.Process) sandbox.Labels {
+	return sandbox.Labels{AppArmor: p.ApparmorProfile, SELinux: p.SelinuxLabel, Mount: b.spec.Linux.MountLabel}
+}
+
+// completeExec adds to an exec what it does not say and has from the container's
+// first process, as runc does.
+func (b *bundle) completeExec(p *specs.Process) {
+	first := b.spec.Process
+	if p.ApparmorProfile == "" {
+		p.ApparmorProfile = first.ApparmorProfile
+	}
+	if p.SelinuxLabel == "" {
+		p.SelinuxLabel = first.SelinuxLabel
+	}
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = first.Rlimits
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = first.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = first.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = first.ExecCPUAffinity
+	}
 }
 
 // checkProcess looks for what no process can be made of.
@@ -194,14 +266,33 @@ func (b *bundle) rootfs() string {
 // wallsOf are the walls of a process, as far as they are its own.
 func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
 	c := sandbox.Config{IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
-	// What an exec leaves a process of: root the effective set, others the
-	// ambient one only: capabilities(7).
-	if caps := p.Capabilities; caps != nil && p.User.UID == 0 {
-		c.Capabilities = caps.Effective
-	} else if caps != nil {
-		c.Capabilities = caps.Ambient
-	}
+	c.Labels, c.MemoryPolicy = b.labels(p), b.spec.Linux.MemoryPolicy
+	c.Scheduling = sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}
+	// Looked at when the container was created.
+	c.TimeOffsets, _ = sandbox.TimeOffsets(b.spec.Linux.Namespaces, b.spec.Linux.TimeOffsets)
+	c.Capabilities = effective(p)
 	return c
+}
+
+// effective are the capabilities that a process is to have, of the five sets of the
+// specification: what an exec leaves of them, root the effective set, others the
+// ambient one only, and no more than the others allow: capabilities(7).
+func effective(p *specs.Process) []string {
+	sets := p.Capabilities
+	if sets == nil {
+		return nil
+	}
+	of, limits := sets.Effective, [][]string{sets.Bounding, sets.Permitted}
+	if p.User.UID != 0 {
+		of, limits = sets.Ambient, append(limits, sets.Inheritable)
+	}
+	var names []string
+	for _, name := range of {
+		if !slices.ContainsFunc(limits, func(set []string) bool { return !slices.Contains(set, name) }) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // linuxProgram is the path of the entry point if that is a Linux program.

@@ -29,6 +29,7 @@ type child struct {
 	pid     int
 	pidfd   *os.File // stays this process's, also when the pid has been used again
 	control *instance.Conn
+	parent  *sandbox.Parent  // ended by wait
 	relay   *telemetry.Relay // nil when not traced
 
 	exited chan struct{} // closed once the process is gone
@@ -45,7 +46,7 @@ type child struct {
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
+func startChild(ctx context.Context, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
 	config, err := memfd("config", cfg)
 	if err != nil {
 		return nil, err
@@ -88,16 +89,23 @@ func startChild(ctx context.Context, s *sandbox.Spawner, role string, cfg instan
 	pidfd := -1
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
 	var exits chan runc.Exit
-	err = w.Start(s, place, cmd.SysProcAttr, func() (err error) {
+	p.parent, err = w.Start(place, cmd.SysProcAttr, func() (err error) {
 		exits, err = reaper.Default.Start(cmd)
 		return err
 	})
 	if err != nil {
+		err = fmt.Errorf("start %s process: %w", role, err)
+	}
+	if cmd.Process == nil {
 		control.Close()
-		return nil, fmt.Errorf("start %s process: %w", role, err)
+		return nil, err
 	}
 	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
 	go p.wait(cmd, exits)
+	if err != nil {
+		p.destroy()
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -111,6 +119,9 @@ func (p *child) wait(cmd *exec.Cmd, exits chan runc.Exit) {
 	}
 	reaper.Default.Unsubscribe(exits)
 	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
+	if p.parent != nil {
+		p.parent.Close()
+	}
 	close(p.exited)
 }
 

@@ -36,9 +36,8 @@ const pidFile = "init.pid"
 
 // host is what the containers of a shim share.
 type host struct {
-	spawner *sandbox.Spawner
-	cache   *module.Cache
-	outbox  *outbox
+	cache  *module.Cache
+	outbox *outbox
 }
 
 // A container is one wasm container.
@@ -158,9 +157,17 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	return nil
 }
 
-// compile is a [module.Compiler]: a process of its own, without a root file
-// system, a network or a user, that ends with the compilation.
-func (h *host) compile(ctx context.Context, f, dir *os.File) error {
+// compilerOf is the [module.Compiler] of a process.
+func (b *bundle) compilerOf(p *specs.Process) module.Compiler {
+	// Not SELinux's context: it says which files are the container's, and the
+	// compiled code is the host's.
+	labels := sandbox.Labels{AppArmor: b.labels(p).AppArmor}
+	return func(ctx context.Context, f, dir *os.File) error { return compile(ctx, labels, f, dir) }
+}
+
+// compile compiles f into dir, in a process of its own, without a root file system,
+// a network or a user, that ends with the compilation.
+func compile(ctx context.Context, labels sandbox.Labels, f, dir *os.File) error {
 	ns, err := sandbox.NewNamespaces([]specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
 	})
@@ -169,18 +176,21 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	}
 	walls, err := sandbox.NewWalls(sandbox.Config{
 		Base: dir.Name(), Namespaces: ns,
-		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser},
+		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}, Labels: labels,
 	})
 	if err != nil {
 		return err
 	}
 	defer walls.Close()
-	p, err := startChild(ctx, h.spawner, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}
 	defer p.destroy()
 	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
+	if err := walls.Limit(p.pid); err != nil {
+		return err
+	}
 	if err := walls.Build(nil); err != nil {
 		return err
 	}
@@ -201,7 +211,8 @@ func (c *container) exec(ctx context.Context, execID string, spec *specs.Process
 	}
 	err := checkProcess(spec)
 	if err == nil {
-		err = c.bundle.checkUser(spec)
+		c.bundle.completeExec(spec)
+		err = c.bundle.checkOwn(spec)
 	}
 	if err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
@@ -263,6 +274,9 @@ func (c *container) launchExec(ctx context.Context, p *process) error {
 	defer context.AfterFunc(c.alive, func() { cancel(context.Cause(c.alive)) })()
 	cfg := c.bundle.wallsOf(p.spec)
 	cfg.Base, cfg.Rootfs, cfg.Namespaces = c.bundle.path, "/", sandbox.NamespacesOf(c.init.child.pid)
+	if a := p.spec.ExecCPUAffinity; a != nil {
+		cfg.Scheduling.CPUs = a.Final
+	}
 	err = p.launch(ctx, cfg, func() error {
 		// The files of its namespaces are open by now, and were its own if it lives.
 		return c.init.child.kill(0)

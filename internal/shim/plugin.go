@@ -26,7 +26,6 @@ import (
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
@@ -95,10 +94,6 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	spawner, err := sandbox.NewSpawner()
-	if err != nil {
-		return nil, err
-	}
 	socket, err := inheritedSocket()
 	if err != nil {
 		return nil, err
@@ -107,14 +102,13 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
-		spawner.Close()
 		if err := linux.close(); err != nil {
 			return err
 		}
 		return outbox.close()
 	})
 	task := &service{
-		host:  &host{spawner: spawner, cache: cache, outbox: outbox},
+		host:  &host{cache: cache, outbox: outbox},
 		linux: linux,
 		shutdown: func() {
 			// It is gone when Shutdown answers: containerd is about to tell the user

@@ -122,7 +122,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	}
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, p.container.host.spawner, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {
@@ -194,7 +194,7 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.E
 		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
 	}
 	host := p.container.host
-	a, err := host.cache.Get(ctx, f, host.compile)
+	a, err := host.cache.Get(ctx, f, p.container.bundle.compilerOf(p.spec))
 	if err != nil {
 		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}

@@ -1,0 +1,116 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+)
+
+// Labels are what the kernel's security modules know a process and its files by.
+// An empty one is none.
+type Labels struct {
+	AppArmor string // a profile that is loaded; "unconfined" is none as well
+	SELinux  string // the context of the process
+	Mount    string // SELinux's, of every file of the file systems that are made
+}
+
+const unconfined = "unconfined"
+
+func (l Labels) profile() string {
+	if l.AppArmor == unconfined {
+		return ""
+	}
+	return l.AppArmor
+}
+
+// Check looks whether a process can have the labels.
+//
+// # Errors
+//
+//   - the kernel's security module is not there or not enabled
+//   - no such AppArmor profile is loaded, or no such SELinux context is defined
+func (l Labels) Check() error {
+	if l.SELinux+l.Mount != "" && !selinux.GetEnabled() {
+		return fmt.Errorf("SELinux label %s: SELinux is not enabled on this host", l.SELinux+l.Mount)
+	}
+	if l.Mount != "" {
+		if err := selinux.SecurityCheckContext(l.Mount); err != nil {
+			return fmt.Errorf("SELinux label %s: %w", l.Mount, err)
+		}
+	}
+	if l.profile()+l.SELinux == "" {
+		return nil
+	}
+	t := newThread() // its next exec never comes
+	defer t.close()
+	return t.do(l.onExec)
+}
+
+// onExec has the processes that the calling thread starts get the labels, as they
+// execute their program: none of their threads ever runs it without.
+func (l Labels) onExec() error {
+	if name := l.profile(); name != "" {
+		if err := changeProfileOnExec(name); err != nil {
+			return fmt.Errorf("AppArmor profile %s: %w", name, err)
+		}
+	}
+	if l.SELinux != "" {
+		if err := selinux.SetExecLabel(l.SELinux); err != nil {
+			return fmt.Errorf("SELinux label %s: %w", l.SELinux, err)
+		}
+	}
+	return nil
+}
+
+// changeProfileOnExec is aa_change_onexec(3).
+func changeProfileOnExec(name string) error {
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	if err != nil || len(enabled) == 0 || enabled[0] != 'Y' {
+		return errors.New("AppArmor is not enabled on this host")
+	}
+	// The second name is the only one before Linux 5.8, and any module's.
+	f, err := os.OpenFile("/proc/thread-self/attr/apparmor/exec", os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.OpenFile("/proc/thread-self/attr/exec", os.O_WRONLY, 0)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString("exec " + name)
+	if errors.Is(err, unix.ENOENT) {
+		return errors.New("not loaded")
+	}
+	return err
+}
+
+// verify looks whether the process pid got its AppArmor profile. One that is
+// removed between a thread's choice and its exec leaves the process with none.
+func (l Labels) verify(pid int) error {
+	if l.profile() == "" {
+		return nil
+	}
+	current, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/apparmor/current", pid))
+	if errors.Is(err, os.ErrNotExist) {
+		current, err = os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	}
+	if err == nil && strings.TrimSpace(string(current)) == unconfined {
+		err = errors.New("is no longer loaded")
+	}
+	if err != nil {
+		return fmt.Errorf("AppArmor profile %s: %w", l.AppArmor, err)
+	}
+	return nil
+}
+
+// mountOptions are those of a new file system.
+func (l Labels) mountOptions() []string {
+	if l.Mount == "" {
+		return nil
+	}
+	return []string{"context=" + l.Mount}
+}
