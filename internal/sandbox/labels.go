@@ -27,27 +27,20 @@ func (l Labels) profile() string {
 	return l.AppArmor
 }
 
-// Check looks whether a process can have the labels.
-//
-// # Errors
-//
-//   - the kernel's security module is not there or not enabled
-//   - no such AppArmor profile is loaded, or no such SELinux context is defined
-func (l Labels) Check() error {
-	if l.SELinux+l.Mount != "" && !selinux.GetEnabled() {
-		return fmt.Errorf("SELinux label %s: SELinux is not enabled on this host", l.SELinux+l.Mount)
-	}
-	if l.Mount != "" {
-		if err := selinux.SecurityCheckContext(l.Mount); err != nil {
-			return fmt.Errorf("SELinux label %s: %w", l.Mount, err)
+// checkSELinux looks whether the kernel knows the contexts.
+func (l Labels) checkSELinux() error {
+	for _, label := range []string{l.SELinux, l.Mount} {
+		if label == "" {
+			continue
+		}
+		if !selinux.GetEnabled() {
+			return fmt.Errorf("SELinux label %s: SELinux is not enabled on this host", label)
+		}
+		if err := selinux.SecurityCheckContext(label); err != nil {
+			return fmt.Errorf("SELinux label %s: %w", label, err)
 		}
 	}
-	if l.profile()+l.SELinux == "" {
-		return nil
-	}
-	t := newThread() // its next exec never comes
-	defer t.close()
-	return t.do(l.onExec)
+	return nil
 }
 
 // onExec has the processes that the calling thread starts get the labels, as they

@@ -11,7 +11,7 @@ import (
 
 func TestNoLabelAsksForNothing(t *testing.T) {
 	for _, l := range []Labels{{}, {AppArmor: "unconfined"}} {
-		if err := l.Check(); err != nil {
+		if err := (&Config{Labels: l}).Check(); err != nil {
 			t.Errorf("%+v: %v", l, err)
 		}
 		if err := l.verify(os.Getpid()); err != nil {
@@ -25,7 +25,7 @@ func TestNoLabelAsksForNothing(t *testing.T) {
 
 func TestALabelThatCannotBeHadIsAnErrorThatNamesIt(t *testing.T) {
 	for _, l := range []Labels{{AppArmor: "no-such-profile"}} {
-		if err := l.Check(); err == nil || !strings.Contains(err.Error(), "no-such-profile") {
+		if err := (&Config{Labels: l}).Check(); err == nil || !strings.Contains(err.Error(), "no-such-profile") {
 			t.Errorf("%+v: got %v", l, err)
 		}
 	}
@@ -33,7 +33,7 @@ func TestALabelThatCannotBeHadIsAnErrorThatNamesIt(t *testing.T) {
 		t.Skip("SELinux is enabled: what it says of a label is its own")
 	}
 	for _, l := range []Labels{{SELinux: "u:r:t:s0"}, {Mount: "u:r:t:s0"}} {
-		if err := l.Check(); err == nil || !strings.Contains(err.Error(), "u:r:t:s0") || !strings.Contains(err.Error(), "not enabled") {
+		if err := (&Config{Labels: l}).Check(); err == nil || !strings.Contains(err.Error(), "u:r:t:s0") || !strings.Contains(err.Error(), "not enabled") {
 			t.Errorf("%+v: got %v", l, err)
 		}
 	}

@@ -39,13 +39,8 @@ const (
 	ioPriorityRange = 8
 )
 
-// Check looks for what can be asked of no process, or not of an instance process.
-func (s Scheduling) Check() error {
-	_, err := s.calls()
-	return err
-}
-
-// calls are the system calls to be made for each thread.
+// calls are the system calls to be made for each thread. An error is about what can
+// be asked of no process, or not of an instance process.
 func (s Scheduling) calls() (calls []func(tid int) error, err error) {
 	if s.Scheduler != nil {
 		attr, err := schedulerAttributes(s.Scheduler)
@@ -158,17 +153,6 @@ var memoryModes = map[specs.MemoryPolicyModeType]uintptr{
 var memoryFlags = map[specs.MemoryPolicyFlagType]uintptr{
 	specs.MpolFStaticNodes: unix.MPOL_F_STATIC_NODES, specs.MpolFRelativeNodes: unix.MPOL_F_RELATIVE_NODES,
 	specs.MpolFNumaBalancing: unix.MPOL_F_NUMA_BALANCING,
-}
-
-// CheckMemoryPolicy looks whether a process can have the memory policy p, by
-// taking it on for a thread that then ends.
-func CheckMemoryPolicy(p *specs.LinuxMemoryPolicy) error {
-	if p == nil {
-		return nil
-	}
-	t := newThread()
-	defer t.close()
-	return t.do(func() error { return setMemoryPolicy(p) })
 }
 
 // setMemoryPolicy is the calling thread's, and inherited by what it starts.

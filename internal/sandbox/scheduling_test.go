@@ -24,12 +24,12 @@ func TestSchedulingThatCannotBeHadIsAnError(t *testing.T) {
 		"no processor":                {CPUs: "all"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := s.Check(); err == nil {
+			if err := (&Config{Scheduling: s}).Check(); err == nil {
 				t.Error("got no error")
 			}
 		})
 	}
-	if err := (Scheduling{}).Check(); err != nil {
+	if err := (&Config{}).Check(); err != nil {
 		t.Errorf("nothing asked for: %v", err)
 	}
 }
@@ -65,7 +65,7 @@ func TestASetIsReadAsTheKernelWritesIt(t *testing.T) {
 }
 
 func TestAMemoryPolicyIsTheThreadsThatTakesItOn(t *testing.T) {
-	if err := CheckMemoryPolicy(&specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0"}); err != nil {
+	if err := (&Config{MemoryPolicy: &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0"}}).Check(); err != nil {
 		t.Fatal(err)
 	}
 	for name, p := range map[string]*specs.LinuxMemoryPolicy{
@@ -76,12 +76,9 @@ func TestAMemoryPolicyIsTheThreadsThatTakesItOn(t *testing.T) {
 		"nodes of a word":  {Mode: specs.MpolBind, Nodes: "all"},
 		"a node not there": {Mode: specs.MpolBind, Nodes: "1000"},
 	} {
-		if err := CheckMemoryPolicy(p); err == nil {
+		if err := (&Config{MemoryPolicy: p}).Check(); err == nil {
 			t.Errorf("%s: got no error", name)
 		}
-	}
-	if err := CheckMemoryPolicy(nil); err != nil {
-		t.Errorf("nothing asked for: %v", err)
 	}
 }
 

@@ -138,19 +138,19 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if b.ids, err = sandbox.NewIDMappings(s.Linux.Namespaces, s.Linux.UIDMappings, s.Linux.GIDMappings); err != nil {
 		return sandbox.Config{}, err
 	}
-	if _, err := sandbox.TimeOffsets(s.Linux.Namespaces, s.Linux.TimeOffsets); err != nil {
-		return sandbox.Config{}, err
-	}
 	if err := s.Linux.checkUnsupported(); err != nil {
 		return sandbox.Config{}, err
 	}
-	if err := b.checkOwn(s.Process); err != nil {
+	if err := b.checkUser(s.Process); err != nil {
 		return sandbox.Config{}, err
 	}
 	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
 		return sandbox.Config{}, errors.New("hostname: not without a UTS namespace, it would be the host's")
 	}
-	c := b.wallsOf(s.Process)
+	c, err := b.wallsOf(s.Process)
+	if err != nil {
+		return sandbox.Config{}, err
+	}
 	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
 	c.Readonly, c.Mounts = s.Root.Readonly, s.Mounts
 	c.Hostname, c.Domainname = s.Hostname, s.Domainname
@@ -181,62 +181,19 @@ func (l *specLinux) checkUnsupported() error {
 	for name := range l.NetDevices {
 		return fmt.Errorf("linux.netDevices: %s: not supported for wasm containers", name)
 	}
-	if err := sandbox.CheckMemoryPolicy(l.MemoryPolicy); err != nil {
-		return fmt.Errorf("linux.%w", err)
-	}
 	return nil
 }
 
-// checkOwn looks whether a process can have of the container what is its own:
-// user, labels and scheduling.
-func (b *bundle) checkOwn(p *specs.Process) error {
+// checkUser looks whether the process's user is one of the container's.
+func (b *bundle) checkUser(p *specs.Process) error {
 	if _, err := b.ids.User(p.User); err != nil {
 		return fmt.Errorf("process.user: %w", err)
-	}
-	if err := b.labels(p).Check(); err != nil {
-		return fmt.Errorf("process: %w", err)
-	}
-	if a := p.ExecCPUAffinity; a != nil {
-		// Before the process is moved to its cgroup: it is born there.
-		if err := (sandbox.Scheduling{CPUs: a.Initial}).Check(); err != nil {
-			return fmt.Errorf("process.%w", err)
-		}
-		if err := (sandbox.Scheduling{CPUs: a.Final}).Check(); err != nil {
-			return fmt.Errorf("process.%w", err)
-		}
-	}
-	if err := (sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}).Check(); err != nil {
-		return fmt.Errorf("process.%w", err)
 	}
 	return nil
 }
 
 func (b *bundle) labels(p *specs.Process) sandbox.Labels {
 	return sandbox.Labels{AppArmor: p.ApparmorProfile, SELinux: p.SelinuxLabel, Mount: b.spec.Linux.MountLabel}
-}
-
-// completeExec adds to an exec what it does not say and has from the container's
-// first process, as runc does.
-func (b *bundle) completeExec(p *specs.Process) {
-	first := b.spec.Process
-	if p.ApparmorProfile == "" {
-		p.ApparmorProfile = first.ApparmorProfile
-	}
-	if p.SelinuxLabel == "" {
-		p.SelinuxLabel = first.SelinuxLabel
-	}
-	if len(p.Rlimits) == 0 {
-		p.Rlimits = first.Rlimits
-	}
-	if p.Scheduler == nil {
-		p.Scheduler = first.Scheduler
-	}
-	if p.IOPriority == nil {
-		p.IOPriority = first.IOPriority
-	}
-	if p.ExecCPUAffinity == nil {
-		p.ExecCPUAffinity = first.ExecCPUAffinity
-	}
 }
 
 // checkProcess looks for what no process can be made of.
@@ -264,14 +221,50 @@ func (b *bundle) rootfs() string {
 }
 
 // wallsOf are the walls of a process, as far as they are its own.
-func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
+func (b *bundle) wallsOf(p *specs.Process) (_ sandbox.Config, err error) {
 	c := sandbox.Config{IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
 	c.Labels, c.MemoryPolicy = b.labels(p), b.spec.Linux.MemoryPolicy
 	c.Scheduling = sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}
-	// Looked at when the container was created.
-	c.TimeOffsets, _ = sandbox.TimeOffsets(b.spec.Linux.Namespaces, b.spec.Linux.TimeOffsets)
 	c.Capabilities = effective(p)
-	return c
+	if c.TimeOffsets, err = sandbox.TimeOffsets(b.spec.Linux.Namespaces, b.spec.Linux.TimeOffsets); err != nil {
+		return c, err
+	}
+	return c, c.Check()
+}
+
+// wallsOfExec are those of an exec. What it does not say it has from the
+// container's first process, as with runc.
+func (b *bundle) wallsOfExec(p *specs.Process) (sandbox.Config, error) {
+	first := b.spec.Process
+	if p.ApparmorProfile == "" {
+		p.ApparmorProfile = first.ApparmorProfile
+	}
+	if p.SelinuxLabel == "" {
+		p.SelinuxLabel = first.SelinuxLabel
+	}
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = first.Rlimits
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = first.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = first.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = first.ExecCPUAffinity
+	}
+	if err := b.checkUser(p); err != nil {
+		return sandbox.Config{}, err
+	}
+	c, err := b.wallsOf(p)
+	if err != nil || p.ExecCPUAffinity == nil {
+		return c, err
+	}
+	// Not its `initial`: that is for a process which is moved to its cgroup, and this
+	// one is born there.
+	c.Scheduling.CPUs = p.ExecCPUAffinity.Final
+	return c, c.Check()
 }
 
 // effective are the capabilities that a process is to have, of the five sets of the

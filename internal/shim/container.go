@@ -211,8 +211,7 @@ func (c *container) exec(ctx context.Context, execID string, spec *specs.Process
 	}
 	err := checkProcess(spec)
 	if err == nil {
-		c.bundle.completeExec(spec)
-		err = c.bundle.checkOwn(spec)
+		_, err = c.bundle.wallsOfExec(spec)
 	}
 	if err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
@@ -272,11 +271,11 @@ func (c *container) launchExec(ctx context.Context, p *process) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(c.alive, func() { cancel(context.Cause(c.alive)) })()
-	cfg := c.bundle.wallsOf(p.spec)
-	cfg.Base, cfg.Rootfs, cfg.Namespaces = c.bundle.path, "/", sandbox.NamespacesOf(c.init.child.pid)
-	if a := p.spec.ExecCPUAffinity; a != nil {
-		cfg.Scheduling.CPUs = a.Final
+	cfg, err := c.bundle.wallsOfExec(p.spec)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	cfg.Base, cfg.Rootfs, cfg.Namespaces = c.bundle.path, "/", sandbox.NamespacesOf(c.init.child.pid)
 	err = p.launch(ctx, cfg, func() error {
 		// The files of its namespaces are open by now, and were its own if it lives.
 		return c.init.child.kill(0)
