@@ -208,12 +208,12 @@ func TestACompileProcessHasTheProfileOfWhatItCompilesFor(t *testing.T) {
 				return
 			default:
 			}
-			processes, _ := filepath.Glob("/proc/[0-9]*")
+			processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 			for _, p := range processes {
-				if cmdline, _ := os.ReadFile(p + "/cmdline"); !strings.HasSuffix(string(cmdline), "\x00compile\x00") {
+				if cmdline, _ := os.ReadFile(p); !strings.HasSuffix(string(cmdline), "\x00compile\x00") {
 					continue
 				}
-				if current, err := os.ReadFile(p + "/attr/apparmor/current"); err == nil {
+				if current, err := os.ReadFile(filepath.Dir(p) + "/attr/apparmor/current"); err == nil {
 					found <- strings.TrimSpace(string(current))
 					return
 				}

@@ -1,10 +1,12 @@
 package sandbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
@@ -81,23 +83,47 @@ func changeProfileOnExec(name string) error {
 	return err
 }
 
-// verify looks whether the process pid got its AppArmor profile. One that is
-// removed between a thread's choice and its exec leaves the process with none.
+// executingTime bounds the wait for a process to be what it was started to be.
+const executingTime = 10 * time.Second
+
+// verify looks whether the process pid, which is about to execute its program or
+// has, got its AppArmor profile. One that is removed between a thread's choice and
+// that leaves the process with none.
 func (l Labels) verify(pid int) error {
 	if l.profile() == "" {
 		return nil
 	}
-	current, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/apparmor/current", pid))
-	if errors.Is(err, os.ErrNotExist) {
-		current, err = os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	for deadline := time.Now().Add(executingTime); ; time.Sleep(time.Millisecond) {
+		executed, err := hasExecuted(pid)
+		if err != nil {
+			return fmt.Errorf("AppArmor profile %s: %w", l.AppArmor, err)
+		}
+		current, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/apparmor/current", pid))
+		if errors.Is(err, os.ErrNotExist) {
+			current, err = os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+		}
+		if err == nil && strings.TrimSpace(string(current)) != unconfined {
+			return nil
+		}
+		if err == nil && (executed || time.Now().After(deadline)) {
+			err = errors.New("is no longer loaded")
+		}
+		if err != nil {
+			return fmt.Errorf("AppArmor profile %s: %w", l.AppArmor, err)
+		}
 	}
-	if err == nil && strings.TrimSpace(string(current)) == unconfined {
-		err = errors.New("is no longer loaded")
-	}
+}
+
+// hasExecuted tells whether a process that this one has forked executes a program
+// by now. Who started it knows only that an exec is under way: the kernel closes
+// descriptors before it changes labels, and both before there are arguments.
+func hasExecuted(pid int) (bool, error) {
+	own, err := os.ReadFile("/proc/self/cmdline")
 	if err != nil {
-		return fmt.Errorf("AppArmor profile %s: %w", l.AppArmor, err)
+		return false, err
 	}
-	return nil
+	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return len(its) > 0 && !bytes.Equal(own, its), err
 }
 
 // mountOptions are those of a new file system.

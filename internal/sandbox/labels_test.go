@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -39,8 +40,41 @@ func TestALabelThatCannotBeHadIsAnErrorThatNamesIt(t *testing.T) {
 	}
 }
 
+func TestAnExecIsToldFromAFork(t *testing.T) {
+	if executed, err := hasExecuted(os.Getpid()); err != nil || executed {
+		t.Errorf("the starter itself: %v, %v", executed, err)
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	for {
+		executed, err := hasExecuted(cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if executed {
+			break
+		}
+	}
+}
+
 func TestANewFileSystemHasTheMountLabel(t *testing.T) {
 	if got, want := (Labels{Mount: "u:object_r:t:s0:c1,c2"}).mountOptions(), []string{"context=u:object_r:t:s0:c1,c2"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestAProcessWithoutItsProfileIsFound(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	if err := (Labels{AppArmor: "gone"}).verify(cmd.Process.Pid); err == nil || !strings.Contains(err.Error(), "gone") {
+		t.Errorf("got %v", err)
 	}
 }

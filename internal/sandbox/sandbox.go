@@ -67,3 +67,42 @@ type Config struct {
 	// TimeOffsets, unless nil, ask for a time namespace: see [TimeOffsets].
 	TimeOffsets map[string]specs.LinuxTimeOffset
 }
+
+// Check looks whether a process can have the labels, the scheduling, the memory
+// policy and the time namespace of cfg.
+//
+// # Errors
+//
+//   - the kernel's security module is not there or not enabled
+//   - no such AppArmor profile is loaded, or no such SELinux context is defined
+//   - a value is none, or one that this machine or an instance process cannot have
+func (cfg *Config) Check() error {
+	if _, err := cfg.Scheduling.calls(); err != nil {
+		return err
+	}
+	if err := cfg.Labels.checkSELinux(); err != nil {
+		return err
+	}
+	if cfg.TimeOffsets == nil && cfg.MemoryPolicy == nil && cfg.Labels.profile()+cfg.Labels.SELinux == "" {
+		return nil
+	}
+	t := newThread() // it starts nothing
+	defer t.close()
+	return t.do(cfg.inherit)
+}
+
+// inherit has the calling thread take on what those that it starts are to inherit,
+// and cannot be given otherwise.
+func (cfg *Config) inherit() error {
+	if cfg.TimeOffsets != nil {
+		if err := unshareTime(cfg.TimeOffsets); err != nil {
+			return err
+		}
+	}
+	if cfg.MemoryPolicy != nil {
+		if err := setMemoryPolicy(cfg.MemoryPolicy); err != nil {
+			return err
+		}
+	}
+	return cfg.Labels.onExec()
+}
