@@ -32,13 +32,22 @@ type Birthplace interface {
 }
 
 // Start has start run in [Config.Base].
-func (w *Walls) Start(s *Spawner, _ Birthplace, _ *syscall.SysProcAttr, start func() error) error {
-	return s.thread.do(func() error {
+func (w *Walls) Start(_ Birthplace, _ *syscall.SysProcAttr, start func() error) (*Parent, error) {
+	p := &Parent{newThread()}
+	err := p.thread.do(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
+			return err
+		}
 		if err := unix.Chdir(w.cfg.Base); err != nil {
 			return err
 		}
 		return start()
 	})
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // Limit does nothing.
