@@ -482,8 +482,8 @@ func TestSysctlsAreThoseOfTheContainersNamespaces(t *testing.T) {
 	}
 }
 
-// nsenter runs a program in the network and IPC namespaces of a process.
+// nsenter runs a program in the network, IPC and UTS namespaces of a process.
 func nsenter(ctx context.Context, pid uint32, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(pid), "-n", "-i"}, args...)...).Output()
+	out, err := exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(pid), "-n", "-i", "-u"}, args...)...).Output()
 	return string(out), err
 }

@@ -26,9 +26,9 @@ func MountOptions() []string {
 	return all
 }
 
-// NamespaceTypes are the types of namespaces that [NewNamespaces] takes.
+// NamespaceTypes are the types of namespaces that a process can be started in.
 func NamespaceTypes() []string {
-	all := []string{string(specs.UserNamespace)} // as [IDMappings]
+	all := []string{string(specs.UserNamespace), string(specs.TimeNamespace)} // as [IDMappings] and [TimeOffsets]
 	for t := range namespaceFlags {
 		all = append(all, string(t))
 	}

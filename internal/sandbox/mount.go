@@ -223,7 +223,7 @@ func (s *source) openFilesystem(m specs.Mount, o mountOptions, cfg Config, ids *
 	if _, ok := kernelFilesystems[m.Type]; ok || m.Type == "devtmpfs" {
 		return fmt.Errorf("file system %s: not given to a wasm container", m.Type)
 	}
-	options := append(o.flags, o.data...)
+	options := slices.Concat(o.flags, o.data, cfg.Labels.mountOptions())
 	s.tmpfs, s.copyUp = m.Type == "tmpfs", o.copyUp
 	if o.copyUp && !s.tmpfs {
 		return errors.New("option tmpcopyup: only a tmpfs can have it")

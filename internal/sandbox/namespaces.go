@@ -38,9 +38,9 @@ type Namespaces struct {
 // NewNamespaces reads the namespaces of an OCI specification. The mount
 // namespace is always a new one, asked for or not: the walls are built in it.
 //
-// A type that is named twice, an unknown type, a time namespace and a mount
-// namespace by path are errors. A user namespace is none of these: see
-// [IDMappings].
+// A type that is named twice, an unknown type and a mount namespace by path are
+// errors. Neither the user nor the time namespace is one of these: see [IDMappings]
+// and [TimeOffsets].
 func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 	ns := Namespaces{flags: unix.CLONE_NEWNS, paths: map[uintptr]string{}}
 	seen := map[specs.LinuxNamespaceType]bool{}
@@ -48,11 +48,11 @@ func NewNamespaces(spec []specs.LinuxNamespace) (Namespaces, error) {
 		flag, ok := namespaceFlags[n.Type]
 		switch {
 		case n.Type == specs.UserNamespace:
-			continue
-		case !ok:
-			return ns, fmt.Errorf("%s namespace: not supported for wasm containers", n.Type)
 		case seen[n.Type]:
 			return ns, fmt.Errorf("%s namespace: given twice", n.Type)
+		case n.Type == specs.TimeNamespace:
+		case !ok:
+			return ns, fmt.Errorf("%s namespace: not supported for wasm containers", n.Type)
 		case n.Path == "":
 			ns.flags |= flag
 		case flag == unix.CLONE_NEWNS:
@@ -135,33 +135,12 @@ func join(flag uintptr, file *os.File) error {
 	return nil
 }
 
-// visit moves the calling thread into the namespace of file until back is called.
-//
-// Back panics when it fails: no code of this process may go on in a container's
-// namespace.
-func visit(flag uintptr, file *os.File) (back func(), err error) {
-	own, err := openNamespace(flag)
-	if err != nil {
-		return nil, err
-	}
-	if err := join(flag, file); err != nil {
-		own.Close()
-		return nil, err
-	}
-	return func() {
-		defer own.Close()
-		if err := join(flag, own); err != nil {
-			panic(err)
-		}
-	}, nil
-}
-
-// visitPath is visit of the namespace at path.
-func visitPath(flag uintptr, path string) (back func(), err error) {
+// joinPath is join of the namespace at path.
+func joinPath(flag uintptr, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("join namespace: %w", err)
+		return fmt.Errorf("join namespace: %w", err)
 	}
 	defer f.Close()
-	return visit(flag, f)
+	return join(flag, f)
 }

@@ -29,6 +29,7 @@ func TestNamespacesAreMadeOrJoinedAsTheSpecificationSays(t *testing.T) {
 		{"a cgroup namespace by path", []specs.LinuxNamespace{{Type: "cgroup", Path: "/proc/1/ns/cgroup"}}, unix.CLONE_NEWNS,
 			map[uintptr]string{unix.CLONE_NEWCGROUP: "/proc/1/ns/cgroup"}},
 		{"a user namespace is not entered", []specs.LinuxNamespace{{Type: "user"}, {Type: "user", Path: "/proc/1/ns/user"}}, unix.CLONE_NEWNS, nil},
+		{"a time namespace is made otherwise", []specs.LinuxNamespace{{Type: "time"}}, unix.CLONE_NEWNS, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := NewNamespaces(tt.spec)
@@ -47,7 +48,7 @@ func TestANamespaceThatCannotBeHadIsAnError(t *testing.T) {
 		name string
 		spec []specs.LinuxNamespace
 	}{
-		{"a time namespace", []specs.LinuxNamespace{{Type: "time"}}},
+		{"a time namespace twice", []specs.LinuxNamespace{{Type: "time"}, {Type: "time"}}},
 		{"an unknown type", []specs.LinuxNamespace{{Type: "pid"}, {Type: "nonsense"}}},
 		{"no type", []specs.LinuxNamespace{{}}},
 		{"a mount namespace by path", []specs.LinuxNamespace{{Type: "mount", Path: "/proc/1/ns/mnt"}}},

@@ -9,7 +9,7 @@
 //
 //	NewWalls       a thread in new mount and UTS namespaces. The root of the former is
 //	               a staging root; the thread still has the host's, which no path leads to
-//	Walls.Start    the process, in these namespaces, by way of a Spawner
+//	Walls.Start    the process, in these namespaces, by way of a Parent
 //	Walls.Build    mounts; hooks; the thread has the staging root too, and the host's is gone
 //	Walls.Attach   one directory of the host, read-only, in the staging root
 //	               (the process may read untrusted bytes from here on)
@@ -29,7 +29,7 @@ import (
 // Config says which walls to build. Every field but Base and NewUserNamespace is
 // taken from the OCI runtime specification and means what it means there.
 type Config struct {
-	// Program is the name under which the process runs the spawner's program.
+	// Program is the name under which the process runs the stage's program.
 	Program string
 	// Base is a directory of the host, the bundle: relative bind sources start
 	// here, and in the process's mount namespace the staging root is mounted over
@@ -63,4 +63,49 @@ type Config struct {
 	Capabilities []string // what the process is to have effective
 	Rlimits      []specs.POSIXRlimit
 	OOMScoreAdj  *int
+
+	Labels       Labels
+	Scheduling   Scheduling
+	MemoryPolicy *specs.LinuxMemoryPolicy
+	// TimeOffsets, unless nil, ask for a time namespace: see [TimeOffsets].
+	TimeOffsets map[string]specs.LinuxTimeOffset
+}
+
+// Check looks whether a process can have the labels, the scheduling, the memory
+// policy and the time namespace of cfg.
+//
+// # Errors
+//
+//   - the kernel's security module is not there or not enabled
+//   - no such AppArmor profile is loaded, or no such SELinux context is defined
+//   - a value is none, or one that this machine or an instance process cannot have
+func (cfg *Config) Check() error {
+	if _, err := cfg.Scheduling.calls(); err != nil {
+		return err
+	}
+	if err := cfg.Labels.checkSELinux(); err != nil {
+		return err
+	}
+	if cfg.TimeOffsets == nil && cfg.MemoryPolicy == nil && cfg.Labels.profile()+cfg.Labels.SELinux == "" {
+		return nil
+	}
+	t := newThread() // it starts nothing
+	defer t.close()
+	return t.do(cfg.inherit)
+}
+
+// inherit has the calling thread take on what those that it starts are to inherit,
+// and cannot be given otherwise.
+func (cfg *Config) inherit() error {
+	if cfg.TimeOffsets != nil {
+		if err := unshareTime(cfg.TimeOffsets); err != nil {
+			return err
+		}
+	}
+	if cfg.MemoryPolicy != nil {
+		if err := setMemoryPolicy(cfg.MemoryPolicy); err != nil {
+			return err
+		}
+	}
+	return cfg.Labels.onExec()
 }

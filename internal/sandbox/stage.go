@@ -16,24 +16,27 @@ const (
 	hostBelow = "/covered/host"
 )
 
-// A stage is what staging roots are clones of. It is in a mount namespace of its
-// own, since a tree can be cloned in its own namespace only; and the program is
-// mounted in it for good, since one that has been replaced cannot be mounted any
-// more.
-type stage struct {
-	mnt  *os.File // the namespace
-	root *os.File
+// A Stage is what the staging roots of processes are clones of, with the program
+// that they run. It is in a mount namespace of its own, since a tree can be cloned
+// in its own namespace only; and the program is mounted in it for good, since one
+// that has been replaced cannot be mounted any more.
+type Stage struct {
+	program string
+	mnt     *os.File // the namespace
+	root    *os.File
 }
 
-func newStage(program string, names []string) (_ *stage, err error) {
-	s := &stage{}
+// NewStage makes a stage for the static program of that path, which processes run
+// under one of the given names: it is how ps(1) lists a process, 15 bytes of it.
+func NewStage(program string, names ...string) (_ *Stage, err error) {
+	s := &Stage{program: program}
 	mounts := make([]int, 0, len(names))
 	defer func() {
 		for _, fd := range mounts {
 			unix.Close(fd)
 		}
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	for range names {
@@ -67,7 +70,7 @@ func cloneProgram(path string) (int, error) {
 }
 
 // make makes the stage on a thread that ends thereafter.
-func (s *stage) make(programs []int, names []string) error {
+func (s *Stage) make(programs []int, names []string) error {
 	fd, err := newFilesystem("tmpfs", "staging", []string{"mode=0555", "size=64k"}, "")
 	if err != nil {
 		return needsKernel(err)
@@ -113,7 +116,7 @@ func (s *stage) make(programs []int, names []string) error {
 
 // clone clones the stage on a thread with a mount namespace own, in which the
 // clone is to be attached.
-func (s *stage) clone(own *os.File) (int, error) {
+func (s *Stage) clone(own *os.File) (int, error) {
 	if err := join(unix.CLONE_NEWNS, s.mnt); err != nil {
 		return -1, err
 	}
@@ -127,7 +130,8 @@ func (s *stage) clone(own *os.File) (int, error) {
 	return fd, nil
 }
 
-func (s *stage) close() {
+// Close frees the stage. Roots that were cloned from it stay.
+func (s *Stage) Close() {
 	for _, f := range []*os.File{s.mnt, s.root} {
 		if f != nil {
 			f.Close()

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -41,62 +40,28 @@ func (t *thread) close() {
 	<-t.done
 }
 
-// A Spawner starts processes, all from one thread that lives until Close: the
-// kernel kills a process that asked for it (PR_SET_PDEATHSIG) when the thread
-// that started it ends, not when its process does.
-//
-// The thread has given up for good what none of the processes may get: they
-// inherit no_new_privs, a bounding set of what a guest can use, and that uid 0
-// is nothing special.
-type Spawner struct {
-	thread  *thread
-	program string
-	stage   *stage
-}
+// A Parent is the thread that started a process: one for each, since what it did
+// for that it does not undo. It is in the process's namespaces, has its labels for
+// the next exec, and has given up for good what the process may not get.
+type Parent struct{ thread *thread }
 
-// NewSpawner starts the thread. What it will start is the static program of that
-// path, under one of the given names: it is how ps(1) lists a process, 15 bytes of
-// it.
-func NewSpawner(program string, names ...string) (*Spawner, error) {
-	stage, err := newStage(program, names)
-	if err != nil {
-		return nil, err
-	}
-	s := &Spawner{newThread(), program, stage}
-	if err := s.thread.do(confine); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
-}
+// Close ends the thread. It is for when the process has exited: the kernel kills a
+// process that asked for it (PR_SET_PDEATHSIG) when the thread that started it
+// ends, not when its process does.
+func (p *Parent) Close() { p.thread.close() }
 
-// Close ends the thread, and with it whatever it started that still runs.
-func (s *Spawner) Close() {
-	s.thread.close()
-	s.stage.close()
-}
-
-// start has f, which starts a process, run on the thread. The process gets no
-// descriptor but those that f gives it, and a session keyring of its own.
-func (s *Spawner) start(f func() error) error {
-	return s.thread.do(func() error {
-		// The shim was started with some open that close on no exec: its socket.
-		if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-			return fmt.Errorf("close on exec: %w", err)
-		}
-		// A kernel may be without keys.
-		if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
-			return fmt.Errorf("session keyring: %w", err)
-		}
-		return f()
-	})
-}
-
+// confine has whatever the calling thread starts inherit no_new_privs, a bounding
+// set of what a guest can use, that uid 0 is nothing special, and a session keyring
+// with nothing in it.
 func confine() error {
 	// To enter mount namespaces the thread needs a root and a working directory
 	// of its own.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
+	}
+	// A kernel may be without keys.
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("session keyring: %w", err)
 	}
 	for c := uintptr(0); ; c++ {
 		if guestCapability(c) {

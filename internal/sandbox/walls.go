@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"syscall"
 
@@ -21,11 +22,11 @@ const (
 // Walls are the walls of one process while they are being built. Its methods are
 // for one caller at a time.
 type Walls struct {
-	cfg     Config
-	spawner *Spawner
-	thread  *thread // in the namespaces below; its root is the host's until Build is done
-	mnt     *os.File
-	uts     *os.File // nil: the host's
+	cfg    Config
+	stage  *Stage
+	thread *thread // in the namespaces below; its root is the host's until Build is done
+	mnt    *os.File
+	uts    *os.File // nil: the host's
 	// The three are -1 until there is one.
 	staging int // the mount of the staging root, which is the mount namespace's
 	tree    int // the mount of the container's root file system
@@ -36,8 +37,8 @@ type Walls struct {
 
 // NewWalls makes the mount namespace, whose root is the staging root, and the UTS
 // namespace where cfg asks for one. [Walls.Close] must be called in any case.
-func NewWalls(s *Spawner, cfg Config) (*Walls, error) {
-	w := &Walls{cfg: cfg, spawner: s, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
+func NewWalls(s *Stage, cfg Config) (*Walls, error) {
+	w := &Walls{cfg: cfg, stage: s, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
 	err := w.thread.do(w.unshare)
 	if err == nil {
 		err = w.thread.do(w.hideHost)
@@ -94,42 +95,49 @@ type Birthplace interface {
 	StartIn(attr *syscall.SysProcAttr, start func() error) error
 }
 
-// Start has start, which starts a process with attr, run on the spawner's thread, so
-// that the process is born in the namespaces and in place, with the user and the
-// capabilities it is to have. Place may be nil.
+// Start has start, which starts a process with attr, run on a thread made for it,
+// so that the process is born in the namespaces and in place, with the labels, the
+// user and the capabilities it is to have. Place may be nil. The caller must call
+// [Parent.Close] once the process has exited.
 //
-// Its root is the staging root.
-func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() error) error {
+// Its root is the staging root, and it gets no descriptor but those that start gives
+// it. There may be a process, for the caller to end, when Start fails.
+func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() error) (*Parent, error) {
 	ns := w.cfg.Namespaces
 	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
 	if err := setCredentials(attr, w.cfg); err != nil {
-		return err
+		return nil, err
 	}
-	return w.spawner.start(func() error {
+	p := &Parent{newThread()}
+	err := p.thread.do(func() error {
+		if err := confine(); err != nil {
+			return err
+		}
+		// The shim was started with some open that close on no exec: its socket.
+		if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+			return fmt.Errorf("close on exec: %w", err)
+		}
+		if err := w.cfg.inherit(); err != nil {
+			return err
+		}
 		inNamespaces := func() error {
 			for flag, path := range ns.paths {
 				if flag == unix.CLONE_NEWUTS || flag == unix.CLONE_NEWNS {
 					continue // by way of w.uts and w.mnt
 				}
-				back, err := visitPath(flag, path)
-				if err != nil {
+				if err := joinPath(flag, path); err != nil {
 					return err
 				}
-				defer back()
 			}
 			if w.uts != nil {
-				back, err := visit(unix.CLONE_NEWUTS, w.uts)
-				if err != nil {
+				if err := join(unix.CLONE_NEWUTS, w.uts); err != nil {
 					return err
 				}
-				defer back()
 			}
-			// Last, and left first: the paths above are the host's.
-			back, err := visit(unix.CLONE_NEWNS, w.mnt)
-			if err != nil {
+			// Last: the paths above are the host's.
+			if err := join(unix.CLONE_NEWNS, w.mnt); err != nil {
 				return err
 			}
-			defer back()
 			return start()
 		}
 		if place == nil {
@@ -137,15 +145,26 @@ func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() 
 		}
 		return place.StartIn(attr, inNamespaces)
 	})
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // Program is what the process started by [Walls.Start] has to execute.
 func (w *Walls) Program() string { return "/" + w.cfg.Program }
 
-// Limit sets the resource limits of the process with the given pid, and the kernel
-// parameters of its namespaces.
+// Limit sets the resource limits and the scheduling of the process with the given
+// pid, and the kernel parameters of its namespaces.
 func (w *Walls) Limit(pid int) error {
+	if err := w.cfg.Labels.verify(pid); err != nil {
+		return err
+	}
 	if err := setLimits(pid, w.cfg); err != nil {
+		return err
+	}
+	if err := w.cfg.Scheduling.set(pid); err != nil {
 		return err
 	}
 	return setSysctls(pid, w.cfg.Sysctl)
@@ -166,9 +185,10 @@ func (w *Walls) Build(hooks func() error) error {
 	return w.thread.do(func() error { return w.leaveHost(hooks != nil) })
 }
 
-// RunHook has start, which starts a process, run on a thread that is in all
-// namespaces of the process pid, with the host's root. It is for use while Build
-// calls hooks.
+// RunHook has start, which starts a process, run on the thread that builds the
+// walls, in all namespaces of the process pid, with the host's root. It is for use
+// while Build calls hooks, and leaves the thread there: what it does after has to do
+// with mounts only.
 func (w *Walls) RunHook(pid int, start func() error) error {
 	of := NamespacesOf(pid)
 	return w.thread.do(func() error {
@@ -176,11 +196,9 @@ func (w *Walls) RunHook(pid int, start func() error) error {
 			if flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWUTS {
 				continue // the thread's own
 			}
-			back, err := visitPath(flag, path)
-			if err != nil {
+			if err := joinPath(flag, path); err != nil {
 				return err
 			}
-			defer back()
 		}
 		return start()
 	})
@@ -192,7 +210,7 @@ func (w *Walls) RunHook(pid int, start func() error) error {
 func (w *Walls) hideHost() error {
 	fail := func(err error) error { return fmt.Errorf("staging root: %w", err) }
 	var err error
-	if w.staging, err = w.spawner.stage.clone(w.mnt); err != nil {
+	if w.staging, err = w.stage.clone(w.mnt); err != nil {
 		return fail(err)
 	}
 	if err := unix.MoveMount(w.staging, "", unix.AT_FDCWD, w.cfg.Base, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -255,7 +273,7 @@ func (w *Walls) mount(forHooks bool) (err error) {
 		if err != nil {
 			return fmt.Errorf("attach root file system: %w", err)
 		}
-	} else if err := w.stage(); err != nil {
+	} else if err := w.setRootfs(); err != nil {
 		return err
 	}
 	return w.assemble()
@@ -265,8 +283,8 @@ func (w *Walls) mount(forHooks bool) (err error) {
 // all is made already.
 func (w *Walls) borrowed() bool { return w.cfg.Namespaces.paths[unix.CLONE_NEWNS] != "" }
 
-// stage puts the root file system in the staging root.
-func (w *Walls) stage() error {
+// setRootfs puts the root file system in the staging root.
+func (w *Walls) setRootfs() error {
 	if err := unix.MoveMount(w.tree, "", w.staging, Rootfs[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach root file system: %w", err)
 	}
@@ -276,7 +294,7 @@ func (w *Walls) stage() error {
 // leaveHost takes the host's root out of the mount namespace.
 func (w *Walls) leaveHost(hooked bool) error {
 	if hooked && w.tree >= 0 {
-		if err := w.stage(); err != nil {
+		if err := w.setRootfs(); err != nil {
 			return err
 		}
 	}

@@ -22,12 +22,12 @@ const (
 
 // Walls are none.
 type Walls struct {
-	spawner *Spawner
-	cfg     Config
+	stage *Stage
+	cfg   Config
 }
 
 // NewWalls does nothing.
-func NewWalls(s *Spawner, cfg Config) (*Walls, error) { return &Walls{s, cfg}, nil }
+func NewWalls(s *Stage, cfg Config) (*Walls, error) { return &Walls{s, cfg}, nil }
 
 // A Birthplace is a cgroup.
 type Birthplace interface {
@@ -35,17 +35,26 @@ type Birthplace interface {
 }
 
 // Start has start run in [Config.Base].
-func (w *Walls) Start(_ Birthplace, _ *syscall.SysProcAttr, start func() error) error {
-	return w.spawner.start(func() error {
+func (w *Walls) Start(_ Birthplace, _ *syscall.SysProcAttr, start func() error) (*Parent, error) {
+	p := &Parent{newThread()}
+	err := p.thread.do(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
+			return err
+		}
 		if err := unix.Chdir(w.cfg.Base); err != nil {
 			return err
 		}
 		return start()
 	})
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // Program is the host's.
-func (w *Walls) Program() string { return w.spawner.program }
+func (w *Walls) Program() string { return w.stage.program }
 
 // Limit does nothing.
 func (w *Walls) Limit(int) error { return nil }

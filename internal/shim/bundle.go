@@ -47,15 +47,23 @@ type spec struct {
 }
 
 type specLinux struct {
-	UIDMappings   []specs.LinuxIDMapping `json:"uidMappings"`
-	GIDMappings   []specs.LinuxIDMapping `json:"gidMappings"`
-	Sysctl        map[string]string      `json:"sysctl"`
-	Resources     *specs.LinuxResources  `json:"resources"`
-	CgroupsPath   string                 `json:"cgroupsPath"`
-	Namespaces    []specs.LinuxNamespace `json:"namespaces"`
-	Devices       []specs.LinuxDevice    `json:"devices"`
-	MaskedPaths   []string               `json:"maskedPaths"`
-	ReadonlyPaths []string               `json:"readonlyPaths"`
+	UIDMappings []specs.LinuxIDMapping `json:"uidMappings"`
+	GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
+	Sysctl      map[string]string      `json:"sysctl"`
+	Resources   *specs.LinuxResources  `json:"resources"`
+	CgroupsPath string                 `json:"cgroupsPath"`
+	Namespaces  []specs.LinuxNamespace `json:"namespaces"`
+	Devices     []specs.LinuxDevice    `json:"devices"`
+	MountLabel  string                 `json:"mountLabel"`
+
+	TimeOffsets  map[string]specs.LinuxTimeOffset `json:"timeOffsets"`
+	MemoryPolicy *specs.LinuxMemoryPolicy         `json:"memoryPolicy"`
+	// Refused where they ask for something.
+	IntelRdt   *json.RawMessage           `json:"intelRdt"`
+	NetDevices map[string]json.RawMessage `json:"netDevices"`
+
+	MaskedPaths   []string `json:"maskedPaths"`
+	ReadonlyPaths []string `json:"readonlyPaths"`
 }
 
 const configFile = "config.json"
@@ -174,6 +182,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if b.ids, err = sandbox.NewIDMappings(s.Linux.Namespaces, s.Linux.UIDMappings, s.Linux.GIDMappings); err != nil {
 		return sandbox.Config{}, err
 	}
+	if err := s.Linux.checkUnsupported(); err != nil {
+		return sandbox.Config{}, err
+	}
 	if err := b.checkUser(s.Process); err != nil {
 		return sandbox.Config{}, err
 	}
@@ -183,7 +194,10 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if len(s.Hostname) > maxHostname || len(s.Domainname) > maxHostname {
 		return sandbox.Config{}, fmt.Errorf("hostname: longer than %d bytes", maxHostname)
 	}
-	c := b.wallsOf(s.Process)
+	c, err := b.wallsOf(s.Process)
+	if err != nil {
+		return sandbox.Config{}, err
+	}
 	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
 	c.Readonly, c.Mounts = s.Root.Readonly, s.Mounts
 	c.Hostname, c.Domainname = s.Hostname, s.Domainname
@@ -217,6 +231,17 @@ func mappings(ids []specs.LinuxIDMapping) string {
 // maxHostname is the kernel's __NEW_UTS_LEN, bytes.
 const maxHostname = 64
 
+// checkUnsupported looks for what no wasm container can be given.
+func (l *specLinux) checkUnsupported() error {
+	if l.IntelRdt != nil {
+		return errors.New("linux.intelRdt: not supported for wasm containers")
+	}
+	for name := range l.NetDevices {
+		return fmt.Errorf("linux.netDevices: %s: not supported for wasm containers", name)
+	}
+	return nil
+}
+
 // checkUser looks whether the process's user is one of the container's.
 func (b *bundle) checkUser(p *specs.Process) error {
 	if _, err := b.ids.User(p.User); err != nil {
@@ -229,6 +254,10 @@ func (b *bundle) checkUser(p *specs.Process) error {
 		}
 	}
 	return nil
+}
+
+func (b *bundle) labels(p *specs.Process) sandbox.Labels {
+	return sandbox.Labels{AppArmor: p.ApparmorProfile, SELinux: p.SelinuxLabel, Mount: b.spec.Linux.MountLabel}
 }
 
 // checkProcess looks for what no process can be made of.
@@ -266,16 +295,71 @@ func (b *bundle) rootfs() string {
 }
 
 // wallsOf are the walls of a process, as far as they are its own.
-func (b *bundle) wallsOf(p *specs.Process) sandbox.Config {
+func (b *bundle) wallsOf(p *specs.Process) (_ sandbox.Config, err error) {
 	c := sandbox.Config{Program: programName(instance.RoleInstance), IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
-	// What an exec leaves a process of: root the effective set, others the
-	// ambient one only: capabilities(7).
-	if caps := p.Capabilities; caps != nil && p.User.UID == 0 {
-		c.Capabilities = caps.Effective
-	} else if caps != nil {
-		c.Capabilities = caps.Ambient
+	c.Labels, c.MemoryPolicy = b.labels(p), b.spec.Linux.MemoryPolicy
+	c.Scheduling = sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}
+	c.Capabilities = effective(p)
+	if c.TimeOffsets, err = sandbox.TimeOffsets(b.spec.Linux.Namespaces, b.spec.Linux.TimeOffsets); err != nil {
+		return c, err
 	}
-	return c
+	return c, c.Check()
+}
+
+// wallsOfExec are those of an exec. What it does not say it has from the
+// container's first process, as with runc.
+func (b *bundle) wallsOfExec(p *specs.Process) (sandbox.Config, error) {
+	first := b.spec.Process
+	if p.ApparmorProfile == "" {
+		p.ApparmorProfile = first.ApparmorProfile
+	}
+	if p.SelinuxLabel == "" {
+		p.SelinuxLabel = first.SelinuxLabel
+	}
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = first.Rlimits
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = first.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = first.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = first.ExecCPUAffinity
+	}
+	if err := b.checkUser(p); err != nil {
+		return sandbox.Config{}, err
+	}
+	c, err := b.wallsOf(p)
+	if err != nil || p.ExecCPUAffinity == nil {
+		return c, err
+	}
+	// Not its `initial`: that is for a process which is moved to its cgroup, and this
+	// one is born there.
+	c.Scheduling.CPUs = p.ExecCPUAffinity.Final
+	return c, c.Check()
+}
+
+// effective are the capabilities that a process is to have, of the five sets of the
+// specification: what an exec leaves of them, root the effective set, others the
+// ambient one only, and no more than the others allow: capabilities(7).
+func effective(p *specs.Process) []string {
+	sets := p.Capabilities
+	if sets == nil {
+		return nil
+	}
+	of, limits := sets.Effective, [][]string{sets.Bounding, sets.Permitted}
+	if p.User.UID != 0 {
+		of, limits = sets.Ambient, append(limits, sets.Inheritable)
+	}
+	var names []string
+	for _, name := range of {
+		if !slices.ContainsFunc(limits, func(set []string) bool { return !slices.Contains(set, name) }) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // linuxProgram is the path of the entry point if that is a Linux program.

@@ -98,7 +98,8 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 }
 
 func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
-	const caps = `"capabilities":{"effective":["CAP_FOWNER"],"ambient":["CAP_DAC_OVERRIDE"]}`
+	const caps = `"capabilities":{"bounding":["CAP_FOWNER","CAP_DAC_OVERRIDE","CAP_KILL"],"permitted":["CAP_FOWNER","CAP_DAC_OVERRIDE","CAP_DAC_READ_SEARCH"],
+		"inheritable":["CAP_DAC_OVERRIDE"],"effective":["CAP_FOWNER","CAP_KILL","CAP_DAC_READ_SEARCH"],"ambient":["CAP_FOWNER","CAP_DAC_OVERRIDE"]}`
 	for _, tt := range []struct {
 		name, config string
 		rootfs       string // in the bundle, unless absolute
@@ -110,9 +111,9 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 		{"fields that nobody heeds", `{"ociVersion":"1.2.0","solaris":1,` + goodProcess + `,` + goodRoot + `,` + goodLinux + `}`, "rootfs", "", nil, 0o022},
 		{"an absolute root", `{` + goodProcess + `,"root":{"path":"/srv/root"},` + goodLinux + `}`, "/srv/root", "", nil, 0o022},
 		{"a host name of its own", `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hostname":"mine"}`, "rootfs", "mine", nil, 0o022},
-		{"root has the effective set", `{"process":{"args":["a"],"cwd":"/",` + caps + `},` + goodRoot + `,` + goodLinux + `}`,
+		{"root has the effective set, as far as it is bounding and permitted", `{"process":{"args":["a"],"cwd":"/",` + caps + `},` + goodRoot + `,` + goodLinux + `}`,
 			"rootfs", "", []string{"CAP_FOWNER"}, 0o022},
-		{"others have the ambient set", `{"process":{"args":["a"],"cwd":"/","user":{"uid":1,"umask":7},` + caps + `},` + goodRoot + `,` + goodLinux + `}`,
+		{"others have the ambient set, as far as it is inheritable too", `{"process":{"args":["a"],"cwd":"/","user":{"uid":1,"umask":7},` + caps + `},` + goodRoot + `,` + goodLinux + `}`,
 			"rootfs", "", []string{"CAP_DAC_OVERRIDE"}, 7},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -29,6 +29,7 @@ type child struct {
 	pid     int
 	pidfd   *os.File // stays this process's, also when the pid has been used again
 	control *instance.Conn
+	parent  *sandbox.Parent  // ended by wait
 	relay   *telemetry.Relay // nil when not traced
 
 	exited chan struct{} // closed once the process is gone
@@ -96,16 +97,23 @@ func startChild(ctx context.Context, role string, cfg instance.Config, w *sandbo
 	// its own would let it take a terminal and type there.
 	cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd, Setpgid: true}
 	var exits chan runc.Exit
-	err = w.Start(place, cmd.SysProcAttr, func() (err error) {
+	p.parent, err = w.Start(place, cmd.SysProcAttr, func() (err error) {
 		exits, err = reaper.Default.Start(cmd)
 		return err
 	})
 	if err != nil {
+		err = fmt.Errorf("start %s process: %w", role, err)
+	}
+	if cmd.Process == nil {
 		control.Close()
-		return nil, fmt.Errorf("start %s process: %w", role, err)
+		return nil, err
 	}
 	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
 	go p.wait(cmd, exits)
+	if err != nil {
+		p.destroy()
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -121,6 +129,9 @@ func (p *child) wait(cmd *exec.Cmd, exits chan runc.Exit) {
 	_ = cmd.Wait() // has nothing to say: the reaper was first; frees what cmd holds
 	// For ask: a process that was broken into may have left its end to another one.
 	_ = p.control.HangUp() // fails if that has not been done
+	if p.parent != nil {
+		p.parent.Close()
+	}
 	close(p.exited)
 }
 

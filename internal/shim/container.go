@@ -36,9 +36,9 @@ const pidFile = "init.pid"
 
 // host is what the containers of a shim share.
 type host struct {
-	spawner *sandbox.Spawner
-	cache   *module.Cache
-	outbox  *outbox
+	stage  *sandbox.Stage
+	cache  *module.Cache
+	outbox *outbox
 }
 
 // A container is one wasm container.
@@ -158,18 +158,26 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	return nil
 }
 
-// compile is a [module.Compiler]: a process of its own, without a root file
-// system, a network or a user, that ends with the compilation.
-func (h *host) compile(ctx context.Context, f, dir *os.File) error {
+// compilerOf is the [module.Compiler] of a process.
+func (c *container) compilerOf(p *specs.Process) module.Compiler {
+	// Not SELinux's context: it says which files are the container's, and the
+	// compiled code is the host's.
+	labels := sandbox.Labels{AppArmor: c.bundle.labels(p).AppArmor}
+	return func(ctx context.Context, f, dir *os.File) error { return c.host.compile(ctx, labels, f, dir) }
+}
+
+// compile compiles f into dir, in a process of its own, without a root file system,
+// a network or a user, that ends with the compilation.
+func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.File) error {
 	ns, err := sandbox.NewNamespaces([]specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
 	})
 	if err != nil {
 		return err
 	}
-	walls, err := sandbox.NewWalls(h.spawner, sandbox.Config{
+	walls, err := sandbox.NewWalls(h.stage, sandbox.Config{
 		Program: programName(instance.RoleCompile), Base: dir.Name(), Namespaces: ns,
-		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser},
+		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}, Labels: labels,
 	})
 	if err != nil {
 		return err
@@ -181,6 +189,9 @@ func (h *host) compile(ctx context.Context, f, dir *os.File) error {
 	}
 	defer p.destroy()
 	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
+	if err := walls.Limit(p.pid); err != nil {
+		return err
+	}
 	if err := walls.Build(nil); err != nil {
 		return err
 	}
@@ -201,7 +212,7 @@ func (c *container) exec(ctx context.Context, execID string, spec *specs.Process
 	}
 	err := checkProcess(spec)
 	if err == nil {
-		err = c.bundle.checkUser(spec)
+		_, err = c.bundle.wallsOfExec(spec)
 	}
 	if err != nil {
 		return fmt.Errorf("exec %s: %w: %w", execID, err, errdefs.ErrInvalidArgument)
@@ -261,7 +272,10 @@ func (c *container) launchExec(ctx context.Context, p *process) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(c.alive, func() { cancel(context.Cause(c.alive)) })()
-	cfg := c.bundle.wallsOf(p.spec)
+	cfg, err := c.bundle.wallsOfExec(p.spec)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	cfg.Base, cfg.Rootfs, cfg.Namespaces = c.bundle.path, "/", sandbox.NamespacesOf(c.init.child.pid)
 	err = p.launch(ctx, cfg, func() error {
 		// The files of its namespaces are open by now, and were its own if it lives.

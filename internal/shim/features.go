@@ -18,11 +18,7 @@ import (
 )
 
 // What runc does and a wasm container may not do yet.
-const (
-	seccomp  = false
-	apparmor = false
-	selinux  = false
-)
+const seccomp = false
 
 // ociHooks are those that are run. A startContainer hook is a Linux program of the
 // container's: a wasm container runs none.
@@ -41,8 +37,8 @@ func ociFeatures() *features.Features {
 			Namespaces:      sandbox.NamespaceTypes(),
 			Cgroup:          &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
 			Seccomp:         &features.Seccomp{Enabled: new(seccomp)},
-			Apparmor:        &features.Apparmor{Enabled: new(apparmor)},
-			Selinux:         &features.Selinux{Enabled: new(selinux)},
+			Apparmor:        &features.Apparmor{Enabled: new(true)},
+			Selinux:         &features.Selinux{Enabled: new(true)},
 			IntelRdt:        &features.IntelRdt{Enabled: new(false)},
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: new(true)}},
 			NetDevices:      &features.NetDevices{Enabled: new(false)},

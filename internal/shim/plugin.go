@@ -97,7 +97,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	spawner, err := sandbox.NewSpawner(executable, programName(instance.RoleInstance), programName(instance.RoleCompile))
+	stage, err := sandbox.NewStage(executable, programName(instance.RoleInstance), programName(instance.RoleCompile))
 	if err != nil {
 		return nil, err
 	}
@@ -109,14 +109,13 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
-		spawner.Close()
 		if err := linux.close(); err != nil {
 			return err
 		}
 		return outbox.close()
 	})
 	task := &service{
-		host:  &host{spawner: spawner, cache: cache, outbox: outbox},
+		host:  &host{stage: stage, cache: cache, outbox: outbox},
 		linux: linux,
 		shutdown: func() {
 			// It is gone when Shutdown answers: containerd is about to tell the user

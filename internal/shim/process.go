@@ -112,7 +112,7 @@ func classify(err error) error {
 }
 
 func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade func() error) (_ *child, err error) {
-	walls, err := sandbox.NewWalls(p.container.host.spawner, cfg)
+	walls, err := sandbox.NewWalls(p.container.host.stage, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +194,7 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.E
 		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
 	}
 	host := p.container.host
-	a, err := host.cache.Get(ctx, f, host.compile)
+	a, err := host.cache.Get(ctx, f, p.container.compilerOf(p.spec))
 	if err != nil {
 		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}

@@ -127,9 +127,9 @@ func (c *Cgroup) set(r *cgroups.Resources) error {
 // running process there costs 8 ms, a grace period for every thread on the
 // machine; a thread that moves itself, as a new process, needs none.
 //
-// When the thread cannot come back, StartIn panics: it would hold up the removal
-// of the cgroup for good.
-func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
+// When the thread cannot come back, StartIn fails though start may not have: the
+// thread must be ended, or would hold up the removal of the cgroup for good.
+func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.config.Freezer == cgroups.Frozen {
@@ -145,16 +145,21 @@ func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) error {
 			attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 			continue
 		}
-		back, err := ownCgroup(subsystem)
+		own, err := ownCgroup(subsystem)
 		if err != nil {
 			return err
 		}
+		back, err := cgroups.OpenFile(own, "tasks", os.O_WRONLY) // now: the way back needs nothing more
+		if err != nil {
+			return fmt.Errorf("own cgroup: %w", err)
+		}
+		defer back.Close()
 		if err := moveThread(path); err != nil {
 			return fmt.Errorf("cgroup: %w", err)
 		}
 		defer func() {
-			if err := moveThread(back); err != nil {
-				panic(fmt.Sprintf("back to own cgroup: %v", err))
+			if _, e := back.WriteString("0"); e != nil {
+				err = errors.Join(err, fmt.Errorf("back to own cgroup: %w", e))
 			}
 		}()
 	}
