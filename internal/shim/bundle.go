@@ -59,8 +59,8 @@ type specLinux struct {
 	TimeOffsets  map[string]specs.LinuxTimeOffset `json:"timeOffsets"`
 	MemoryPolicy *specs.LinuxMemoryPolicy         `json:"memoryPolicy"`
 	// Refused where they ask for something.
-	IntelRdt   *json.RawMessage           `json:"intelRdt"`
-	NetDevices map[string]json.RawMessage `json:"netDevices"`
+	IntelRdt   *specs.LinuxIntelRdt            `json:"intelRdt"`
+	NetDevices map[string]specs.LinuxNetDevice `json:"netDevices"`
 
 	MaskedPaths   []string `json:"maskedPaths"`
 	ReadonlyPaths []string `json:"readonlyPaths"`
