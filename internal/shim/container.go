@@ -298,7 +298,7 @@ func (c *container) whyNotLaunched(ctx context.Context, err error) error {
 	var file *os.PathError
 	var late <-chan time.Time
 	if !errors.As(err, &file) || !strings.HasPrefix(file.Path, fmt.Sprintf("/proc/%d/", c.init.child.pid)) {
-		if errdefs.IsInvalidArgument(err) {
+		if errdefs.IsInvalidArgument(err) && !errors.Is(err, unix.ESRCH) { // else its own child has been killed
 			return err
 		}
 		late = time.After(dyingTime)
