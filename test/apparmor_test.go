@@ -72,7 +72,7 @@ func wantConfined(t *testing.T, pid uint32, want string) {
 }
 
 // Two files that everybody may read, but for the profile below.
-func secretImage(t *testing.T, n *node.Node) []node.File {
+func secretImage(t *testing.T) []node.File {
 	t.Helper()
 	return []node.File{
 		node.Regular("app.wasm", guest(t, "cat-c.wasm")), node.Regular("secret", []byte("of nobody\n")), node.Regular("open", []byte("of all\n")),
@@ -88,7 +88,7 @@ const allButTheSecret = `
 func TestAppArmorConfinesEveryProcessOfAContainer(t *testing.T) {
 	needAppArmor(t)
 	n := useNode(t)
-	img := image(t, n, "apparmor", secretImage(t, n)...)
+	img := image(t, n, "apparmor", secretImage(t)...)
 	profile(t, "wazero-test", allButTheSecret)
 	profile(t, "wazero-other", strings.ReplaceAll(allButTheSecret, "/secret", "/open"))
 	read := func(path string) oci.SpecOpts { return args("/app.wasm", path) }
@@ -146,7 +146,7 @@ func TestTheDefaultProfileOfContainerdIsApplied(t *testing.T) {
 	needAppArmor(t)
 	const name = "cri-containerd.apparmor.d"
 	n := useNode(t)
-	img := image(t, n, "apparmor", secretImage(t, n)...)
+	img := image(t, n, "apparmor", secretImage(t)...)
 	t.Cleanup(func() { parser(t, "--remove", name, "") })
 	b := container(t, n, img, args("/app.wasm", "-", "+/scratch/new", "/scratch/new", "/open", "idle"),
 		apparmor.WithDefaultProfile(name), oci.WithMounts([]specs.Mount{{Destination: "/scratch", Type: "tmpfs", Source: "tmpfs"}}))
@@ -186,7 +186,7 @@ const justEnough = `
 func TestAProfileMayAllowNextToNothing(t *testing.T) {
 	needAppArmor(t)
 	n := newNode(t, options()) // with a compile cache that has nothing yet
-	img := image(t, n, "apparmor", secretImage(t, n)...)
+	img := image(t, n, "apparmor", secretImage(t)...)
 	profile(t, "wazero-tight", justEnough)
 	b, status := run(t, n, img, args("/app.wasm", "/open", "/secret"), withProfile("wazero-tight"))
 	if status != 1 || !strings.HasPrefix(b.stdout.String(), "of all\n") || !strings.Contains(b.stdout.String(), "Permission denied") {
@@ -197,7 +197,7 @@ func TestAProfileMayAllowNextToNothing(t *testing.T) {
 func TestACompileProcessHasTheProfileOfWhatItCompilesFor(t *testing.T) {
 	needAppArmor(t)
 	n := newNode(t, options())
-	img := image(t, n, "apparmor", secretImage(t, n)...)
+	img := image(t, n, "apparmor", secretImage(t)...)
 	profile(t, "wazero-test", allButTheSecret)
 	stop, found := make(chan struct{}), make(chan string, 1)
 	go func() {
@@ -230,7 +230,7 @@ func TestACompileProcessHasTheProfileOfWhatItCompilesFor(t *testing.T) {
 func TestAnAppArmorProfileThatCannotBeHadIsNamed(t *testing.T) {
 	need(t)
 	n := useNode(t)
-	img := image(t, n, "apparmor", secretImage(t, n)...)
+	img := image(t, n, "apparmor", secretImage(t)...)
 	before := traces(t, n)
 	b := container(t, n, img, args("/app.wasm"), withProfile("no-such-profile"))
 	wantError(t, b.create(), errdefs.ErrInvalidArgument, "AppArmor profile no-such-profile")

@@ -23,7 +23,7 @@ import (
 // internal/shim: TestEveryFieldOfTheSpecificationIsHonouredOrSaidNotToBe.
 
 // catImage has a small module that reads and writes files.
-func catImage(t *testing.T, n *node.Node) []node.File {
+func catImage(t *testing.T) []node.File {
 	t.Helper()
 	return []node.File{node.Regular("app.wasm", guest(t, "cat-c.wasm")), node.Regular("etc/motd", []byte("of the image\n"))}
 }
@@ -35,7 +35,7 @@ func process(change func(*specs.Process)) oci.SpecOpts {
 // idleCat is a container whose guest waits, once it has done what its arguments say.
 func idleCat(t *testing.T, n *node.Node, opts ...oci.SpecOpts) *box {
 	t.Helper()
-	b := container(t, n, image(t, n, "spec", catImage(t, n)...), append([]oci.SpecOpts{args("/app.wasm", "idle")}, opts...)...)
+	b := container(t, n, image(t, n, "spec", catImage(t)...), append([]oci.SpecOpts{args("/app.wasm", "idle")}, opts...)...)
 	b.mustCreate(t)
 	b.mustStart(t)
 	return b
@@ -122,7 +122,7 @@ func refused(t *testing.T, n *node.Node, opt oci.SpecOpts, want ...string) {
 	t.Helper()
 	t.Run(want[0], func(t *testing.T) {
 		before := traces(t, n)
-		b := container(t, n, image(t, n, "spec", catImage(t, n)...), args("/app.wasm", "/etc/motd"), opt)
+		b := container(t, n, image(t, n, "spec", catImage(t)...), args("/app.wasm", "/etc/motd"), opt)
 		wantError(t, b.create(), errdefs.ErrInvalidArgument, want...)
 		b.remove()
 		leaves(t, n, before)
@@ -359,7 +359,7 @@ func TestWhatNoWasmContainerCanHaveIsRefused(t *testing.T) {
 
 func TestWhatHasNoMeaningForAGuestIsIgnored(t *testing.T) {
 	n := useNode(t)
-	b, status := run(t, n, image(t, n, "spec", catImage(t, n)...), args("/app.wasm", "/etc/motd"), specOf(func(s *oci.Spec) {
+	b, status := run(t, n, image(t, n, "spec", catImage(t)...), args("/app.wasm", "/etc/motd"), specOf(func(s *oci.Spec) {
 		s.Process.CommandLine, s.Process.User.Username = "cmd.exe", "ContainerUser"
 		s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
 		s.Linux.RootfsPropagation = "rshared"

@@ -17,14 +17,25 @@ type thread struct {
 
 func newThread() *thread {
 	t := &thread{work: make(chan func()), done: make(chan struct{})}
-	go func() {
-		defer close(t.done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with this function
-		for f := range t.work {
-			f()
-		}
-	}()
+	go t.run()
 	return t
+}
+
+func (t *thread) run() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread does not end with a goroutine, and /proc/self is its. While
+		// this one waits, another is not given it.
+		defer runtime.UnlockOSThread()
+		go t.run()
+		<-t.done
+		return
+	}
+	defer close(t.done)
+	// Never unlocked: the thread ends with this function.
+	for f := range t.work {
+		f()
+	}
 }
 
 // do runs f on the thread.

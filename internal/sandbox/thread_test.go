@@ -24,3 +24,20 @@ func TestAThreadRunsEverythingOnOneThreadOfItsOwn(t *testing.T) {
 		t.Errorf("got %v, want %v", got, failure)
 	}
 }
+
+// It is the one that /proc/self shows, and it does not end with a goroutine.
+func TestAThreadIsNeverTheMainOne(t *testing.T) {
+	for range 1000 {
+		th := newThread()
+		err := th.do(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				return errors.New("the main thread")
+			}
+			return nil
+		})
+		th.close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

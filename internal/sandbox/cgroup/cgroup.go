@@ -129,7 +129,7 @@ func (c *Cgroup) set(r *cgroups.Resources) error {
 //
 // When the thread cannot come back, StartIn fails though start may not have: the
 // thread must be ended, or would hold up the removal of the cgroup for good.
-func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) (err error) {
+func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) (failed error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.config.Freezer == cgroups.Frozen {
@@ -158,8 +158,8 @@ func (c *Cgroup) StartIn(attr *syscall.SysProcAttr, start func() error) (err err
 			return fmt.Errorf("cgroup: %w", err)
 		}
 		defer func() {
-			if _, e := back.WriteString("0"); e != nil {
-				err = errors.Join(err, fmt.Errorf("back to own cgroup: %w", e))
+			if _, err := back.WriteString("0"); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("back to own cgroup: %w", err))
 			}
 		}()
 	}

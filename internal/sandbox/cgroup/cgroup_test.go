@@ -157,6 +157,45 @@ func TestEveryProcessIsKilledFrozenOrNot(t *testing.T) {
 	}
 }
 
+// The way back is there as the thread goes in, and is gone when it is needed.
+func TestAThreadThatCannotComeBackHoldsUpNothingOnceItHasEnded(t *testing.T) {
+	c := made(t, nil)
+	if cgroups.IsCgroup2UnifiedMode() {
+		return // no thread goes in
+	}
+	back := filepath.Join("/sys/fs/cgroup/memory", "back-"+filepath.Base(c.name))
+	if err := os.Mkdir(back, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	home.Lock()
+	own := home.paths
+	home.paths = map[string]string{"memory": back}
+	home.Unlock()
+	t.Cleanup(func() {
+		home.Lock()
+		home.paths = own
+		home.Unlock()
+	})
+	started := false
+	failed := make(chan error)
+	var onThread func()
+	onThread = func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this function
+		if unix.Gettid() == unix.Getpid() {
+			go onThread()
+			select {} // the main thread would not end
+		}
+		failed <- c.StartIn(&syscall.SysProcAttr{}, func() error { started = true; return os.Remove(back) })
+	}
+	go onThread()
+	if err := <-failed; err == nil || !started || !strings.Contains(err.Error(), "back to own cgroup") {
+		t.Errorf("got %v, started %v", err, started)
+	}
+	if err := c.Destroy(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoProcessIsBornInAFrozenCgroup(t *testing.T) {
 	c := made(t, nil)
 	pid, _ := sleeper(t, c)
