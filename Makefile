@@ -63,6 +63,9 @@ bin/race/containerd-shim-wazero-v1: $(sources) | cc
 test-cgroup2: build $(containerd) bin/runc guests bin/systemd ## those that matter there on cgroup v2 and systemd, in a throw-away guest; needs root
 	tools/cgroup2/run
 
+test-selinux: build $(containerd) bin/runc guests ## those of SELinux, on a kernel that enforces a policy, in a throw-away guest; needs root
+	tools/cgroup2/selinux
+
 bin/systemd: tools/cgroup2/systemd-root
 	tools/cgroup2/systemd-root $@
 	touch $@
@@ -148,5 +151,5 @@ wabt clang cc busybox seccomp:
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race test-cgroup2 test-kubernetes transcript bench lint clean guests wabt clang cc busybox seccomp
+.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript bench lint clean guests wabt clang cc busybox seccomp
 .DEFAULT_GOAL := help
