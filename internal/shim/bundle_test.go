@@ -47,14 +47,14 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 		"unmapped user":                `{"process":{"args":["a"],"cwd":"/","user":{"uid":5}},` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"hostID":9,"size":1}],"gidMappings":[{"hostID":9,"size":1}]}}`,
 		"more mappings than there are": `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[` + strings.Repeat(`{"size":1},`, 340) + `{"size":1}],"gidMappings":[{"size":1}]}}`,
 		"more groups than there are":   `{"process":{"args":["a"],"cwd":"/","user":{"additionalGids":[` + strings.Repeat(`1,`, 1<<16) + `1]}},` + goodRoot + `,` + goodLinux + `}`,
-		"mappings alone":              `{` + goodProcess + `,` + goodRoot + `,"linux":{"uidMappings":[{"hostID":9,"size":1}]}}`,
-		"no such namespace":           `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"ipc","path":"/no/such"}]}}`,
-		"a startContainer hook":       `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"startContainer":[{"path":"/bin/true"}]}}`,
-		"a hook of a relative path":   `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"prestart":[{"path":"/bin/true"},{"path":"true"}]}}`,
-		"a hook without time":         `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"poststop":[{"path":"/bin/true","timeout":0}]}}`,
-		"the host's name":             `{` + goodProcess + `,` + goodRoot + `,"linux":{},"hostname":"mine"}`,
-		"the host's domain":           `{` + goodProcess + `,` + goodRoot + `,"linux":{},"domainname":"mine"}`,
-		"arguments of the wrong type": `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
+		"mappings alone":               `{` + goodProcess + `,` + goodRoot + `,"linux":{"uidMappings":[{"hostID":9,"size":1}]}}`,
+		"no such namespace":            `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"ipc","path":"/no/such"}]}}`,
+		"a startContainer hook":        `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"startContainer":[{"path":"/bin/true"}]}}`,
+		"a hook of a relative path":    `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"prestart":[{"path":"/bin/true"},{"path":"true"}]}}`,
+		"a hook without time":          `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"poststop":[{"path":"/bin/true","timeout":0}]}}`,
+		"the host's name":              `{` + goodProcess + `,` + goodRoot + `,"linux":{},"hostname":"mine"}`,
+		"the host's domain":            `{` + goodProcess + `,` + goodRoot + `,"linux":{},"domainname":"mine"}`,
+		"arguments of the wrong type":  `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, err := loadBundle(writeConfig(t, config))
