@@ -5,6 +5,7 @@ PREFIX      ?= /usr/local
 DESTDIR     ?=
 TEST_FLAGS  ?=
 BENCH_FLAGS ?=
+FUZZTIME    ?= 10s
 
 version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 revision := $(shell git rev-parse HEAD 2>/dev/null)
@@ -72,6 +73,10 @@ bin/systemd: tools/cgroup2/systemd-root
 
 test-kubernetes: build $(containerd) bin/runc $(cni) $(kubernetes) guests ## run pods on a real kubelet, with etcd and the API server; needs root
 	cd test/kubernetes && $(GO) vet . && $(GO) test -count=1 -timeout 20m -parallel 8 $(TEST_FLAGS) .
+
+fuzz: ## look for input that breaks what reads it, FUZZTIME (10s) for each reader
+	@for package in $$($(GO) list ./internal/...); do for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+		echo "=== $$target, $$package"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; done; done
 
 bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
@@ -151,5 +156,5 @@ wabt clang cc busybox seccomp:
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript bench lint clean guests wabt clang cc busybox seccomp
+.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript fuzz bench lint clean guests wabt clang cc busybox seccomp
 .DEFAULT_GOAL := help

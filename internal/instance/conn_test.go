@@ -246,8 +246,8 @@ func TestAfterHangUpThereIsOnlyWhatHasArrived(t *testing.T) {
 	}
 }
 
-// The kernel has them all, for a moment, and gives none to the receiver.
-func TestADescriptorThatIsNotWantedIsNeverOurs(t *testing.T) {
+// Nor to be closed by it: the kernel drops them.
+func TestDescriptorsThatAreNotWantedLeaveNothingOpen(t *testing.T) {
 	one, other := connected(t)
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -61,6 +61,10 @@ func Find(open FileOpener, argv0, cwd, search string) (Entry, *os.File, error) {
 	return Entry{}, nil, err
 }
 
+// maxSearch bounds a PATH, bytes: it is the kernel's MAX_ARG_STRLEN, and no Linux
+// program can have a longer one.
+const maxSearch = 128 << 10
+
 func lookUp(open FileOpener, name, cwd, search string) (*os.File, string, error) {
 	if strings.Contains(name, "/") {
 		p := name
@@ -69,6 +73,9 @@ func lookUp(open FileOpener, name, cwd, search string) (*os.File, string, error)
 		}
 		f, err := openRegular(open, path.Clean(p))
 		return f, path.Clean(p), err
+	}
+	if len(search) > maxSearch {
+		return nil, "", fmt.Errorf("entry point %q: the container's PATH is longer than %d bytes", name, maxSearch)
 	}
 	if search == "" {
 		return nil, "", fmt.Errorf("entry point %q: the container's environment has no PATH to look for it in: %w", name, fs.ErrNotExist)

@@ -235,6 +235,25 @@ func TestOnlyACoreModuleOfVersion1IsOne(t *testing.T) {
 	}
 }
 
+func TestAPATHIsNoLongerThanThatOfALinuxProgram(t *testing.T) {
+	_, open := rootfs(t, "bin/app")
+	const bin = ":/bin"
+	for _, tt := range []struct {
+		length int
+		found  bool
+	}{{maxSearch, true}, {maxSearch + 1, false}} {
+		_, f, err := Find(open, "app", "/", strings.Repeat(":", tt.length-len(bin))+bin)
+		if (err == nil) != tt.found {
+			t.Errorf("%d bytes: got %.100v, want found: %v", tt.length, err, tt.found)
+		}
+		if err == nil {
+			f.Close()
+		} else if !strings.Contains(err.Error(), "PATH is longer") {
+			t.Errorf("got %.100v", err)
+		}
+	}
+}
+
 type brokenReader struct{}
 
 func (brokenReader) ReadAt([]byte, int64) (int, error) { return 0, unix.EIO }

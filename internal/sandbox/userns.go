@@ -19,6 +19,9 @@ type IDMappings struct {
 	UIDs, GIDs []specs.LinuxIDMapping
 }
 
+// maxMappings is the kernel's UID_GID_MAP_MAX_EXTENTS.
+const maxMappings = 340
+
 // NewIDMappings finds the mappings of a specification's user namespace; nil when
 // it has none. Those given count; without any, those of the namespace that is
 // named by path.
@@ -37,6 +40,9 @@ func NewIDMappings(namespaces []specs.LinuxNamespace, uids, gids []specs.LinuxID
 			if found, err = mappingsOf(n.Path); err != nil {
 				return nil, fmt.Errorf("user namespace %s: %w", n.Path, err)
 			}
+		}
+		if len(found.UIDs) > maxMappings || len(found.GIDs) > maxMappings {
+			return nil, fmt.Errorf("user namespace: more than %d mappings of users or of groups", maxMappings)
 		}
 		if len(found.UIDs) == 0 || len(found.GIDs) == 0 {
 			return nil, errors.New("user namespace: without mappings of users and of groups")

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -228,8 +229,10 @@ func mappings(ids []specs.LinuxIDMapping) string {
 	return strings.Join(text, ",")
 }
 
-// maxHostname is the kernel's __NEW_UTS_LEN, bytes.
-const maxHostname = 64
+const (
+	maxHostname = 64      // the kernel's __NEW_UTS_LEN, bytes
+	maxGroups   = 1 << 16 // the kernel's NGROUPS_MAX
+)
 
 // checkUnsupported looks for what no wasm container can be given.
 func (l *specLinux) checkUnsupported() error {
@@ -244,6 +247,9 @@ func (l *specLinux) checkUnsupported() error {
 
 // checkUser looks whether the process's user is one of the container's.
 func (b *bundle) checkUser(p *specs.Process) error {
+	if len(p.User.AdditionalGids) > maxGroups {
+		return fmt.Errorf("process.user: more than %d additional groups", maxGroups)
+	}
 	if _, err := b.ids.User(p.User); err != nil {
 		return fmt.Errorf("process.user: %w", err)
 	}
@@ -363,11 +369,11 @@ func effective(p *specs.Process) []string {
 }
 
 // linuxProgram is the path of the entry point if that is a Linux program.
-func (b *bundle) linuxProgram() string {
+func (b *bundle) linuxProgram(ctx context.Context) string {
 	if checkProcess(b.spec.Process) != nil {
 		return ""
 	}
-	entry, f, err := findEntry(b.open, b.spec.Process)
+	entry, f, err := findEntry(ctx, b.open, b.spec.Process)
 	if err != nil {
 		return ""
 	}
@@ -410,9 +416,16 @@ func (b *bundle) open(path string, flags int) (*os.File, error) {
 	return sandbox.OpenInRoot(int(dir.Fd()), rel, flags)
 }
 
-// findEntry looks up what a process is to run.
-func findEntry(open module.FileOpener, p *specs.Process) (module.Entry, *os.File, error) {
-	return module.Find(open, p.Args[0], p.Cwd, searchPath(p))
+// findEntry looks up what a process is to run. It gives up with ctx: a PATH can be
+// long, and so can what is looked through for each of its directories.
+func findEntry(ctx context.Context, open module.FileOpener, p *specs.Process) (module.Entry, *os.File, error) {
+	until := func(path string, flags int) (*os.File, error) {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return open(path, flags)
+	}
+	return module.Find(until, p.Args[0], p.Cwd, searchPath(p))
 }
 
 // instanceConfig is what the child that is the process is told.

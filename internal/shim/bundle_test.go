@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -30,28 +31,30 @@ const (
 
 func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 	for name, config := range map[string]string{
-		"an empty file":               "",
-		"no JSON":                     "{",
-		"another type":                "[]",
-		"null":                        "null",
-		"no process":                  `{` + goodRoot + `,` + goodLinux + `}`,
-		"no arguments":                `{"process":{"cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
-		"a relative cwd":              `{"process":{"args":["a"],"cwd":"tmp"},` + goodRoot + `,` + goodLinux + `}`,
-		"no cwd":                      `{"process":{"args":["a"]},` + goodRoot + `,` + goodLinux + `}`,
-		"no root":                     `{` + goodProcess + `,` + goodLinux + `}`,
-		"no root path":                `{` + goodProcess + `,"root":{},` + goodLinux + `}`,
-		"no linux":                    `{` + goodProcess + `,` + goodRoot + `}`,
-		"a relative mount":            `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"mounts":[{"destination":"tmp","type":"tmpfs"}]}`,
-		"a user namespace":            `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}]}}`,
-		"unmapped user":               `{"process":{"args":["a"],"cwd":"/","user":{"uid":5}},` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"hostID":9,"size":1}],"gidMappings":[{"hostID":9,"size":1}]}}`,
-		"mappings alone":              `{` + goodProcess + `,` + goodRoot + `,"linux":{"uidMappings":[{"hostID":9,"size":1}]}}`,
-		"no such namespace":           `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"ipc","path":"/no/such"}]}}`,
-		"a startContainer hook":       `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"startContainer":[{"path":"/bin/true"}]}}`,
-		"a hook of a relative path":   `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"prestart":[{"path":"/bin/true"},{"path":"true"}]}}`,
-		"a hook without time":         `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"poststop":[{"path":"/bin/true","timeout":0}]}}`,
-		"the host's name":             `{` + goodProcess + `,` + goodRoot + `,"linux":{},"hostname":"mine"}`,
-		"the host's domain":           `{` + goodProcess + `,` + goodRoot + `,"linux":{},"domainname":"mine"}`,
-		"arguments of the wrong type": `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
+		"an empty file":                "",
+		"no JSON":                      "{",
+		"another type":                 "[]",
+		"null":                         "null",
+		"no process":                   `{` + goodRoot + `,` + goodLinux + `}`,
+		"no arguments":                 `{"process":{"cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
+		"a relative cwd":               `{"process":{"args":["a"],"cwd":"tmp"},` + goodRoot + `,` + goodLinux + `}`,
+		"no cwd":                       `{"process":{"args":["a"]},` + goodRoot + `,` + goodLinux + `}`,
+		"no root":                      `{` + goodProcess + `,` + goodLinux + `}`,
+		"no root path":                 `{` + goodProcess + `,"root":{},` + goodLinux + `}`,
+		"no linux":                     `{` + goodProcess + `,` + goodRoot + `}`,
+		"a relative mount":             `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"mounts":[{"destination":"tmp","type":"tmpfs"}]}`,
+		"a user namespace":             `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}]}}`,
+		"unmapped user":                `{"process":{"args":["a"],"cwd":"/","user":{"uid":5}},` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[{"hostID":9,"size":1}],"gidMappings":[{"hostID":9,"size":1}]}}`,
+		"more mappings than there are": `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"user"}],"uidMappings":[` + strings.Repeat(`{"size":1},`, 340) + `{"size":1}],"gidMappings":[{"size":1}]}}`,
+		"more groups than there are":   `{"process":{"args":["a"],"cwd":"/","user":{"additionalGids":[` + strings.Repeat(`1,`, 1<<16) + `1]}},` + goodRoot + `,` + goodLinux + `}`,
+		"mappings alone":               `{` + goodProcess + `,` + goodRoot + `,"linux":{"uidMappings":[{"hostID":9,"size":1}]}}`,
+		"no such namespace":            `{` + goodProcess + `,` + goodRoot + `,"linux":{"namespaces":[{"type":"ipc","path":"/no/such"}]}}`,
+		"a startContainer hook":        `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"startContainer":[{"path":"/bin/true"}]}}`,
+		"a hook of a relative path":    `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"prestart":[{"path":"/bin/true"},{"path":"true"}]}}`,
+		"a hook without time":          `{` + goodProcess + `,` + goodRoot + `,` + goodLinux + `,"hooks":{"poststop":[{"path":"/bin/true","timeout":0}]}}`,
+		"the host's name":              `{` + goodProcess + `,` + goodRoot + `,"linux":{},"hostname":"mine"}`,
+		"the host's domain":            `{` + goodProcess + `,` + goodRoot + `,"linux":{},"domainname":"mine"}`,
+		"arguments of the wrong type":  `{"process":{"args":"a","cwd":"/"},` + goodRoot + `,` + goodLinux + `}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, err := loadBundle(writeConfig(t, config))
@@ -176,5 +179,23 @@ func TestStateIsKeptBesideTheContainerdThatStartedTheShim(t *testing.T) {
 		if got := stateDir(bundle); got != tt.want {
 			t.Errorf("%q: got %s, want %s", tt.work, got, tt.want)
 		}
+	}
+}
+
+func TestALongSearchEndsWithItsRequest(t *testing.T) {
+	b, err := loadBundle(writeConfig(t, `{"process":{"args":["a"],"cwd":"/","env":["PATH=`+strings.Repeat(`/a:`, 1000)+`"]},`+goodRoot+`,`+goodLinux+`}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	opened := 0
+	_, _, err = findEntry(ctx, func(string, int) (*os.File, error) {
+		if opened++; opened == 10 {
+			cancel()
+		}
+		return nil, os.ErrNotExist
+	}, b.spec.Process)
+	if !errors.Is(err, context.Canceled) || opened != 10 {
+		t.Errorf("got %v after %d files", err, opened)
 	}
 }

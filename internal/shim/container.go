@@ -96,7 +96,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 	if err := telemetry.Stage(ctx, telemetry.RootfsMount, func(context.Context) error { return c.mountRootfs(r) }); err != nil {
 		return nil, err
 	}
-	if path := c.bundle.linuxProgram(); path != "" {
+	if path := c.bundle.linuxProgram(ctx); path != "" {
 		// runc has to be told. A kubelet with systemd's driver gives such paths, and no
 		// option where CRI has none for this runtime.
 		opts.SystemdCgroup = opts.SystemdCgroup || c.bundle.inScope()

@@ -153,7 +153,7 @@ func FuzzConfig(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		linux := b.linuxProgram()
+		linux := b.linuxProgram(t.Context())
 		if linux != "" && !filepath.IsAbs(linux) {
 			t.Errorf("the Linux program %q has no absolute path", linux)
 		}

@@ -184,7 +184,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.Entry, _ *module.Artifact, err error) {
 	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve)
 	defer func() { telemetry.End(span, err) }()
-	entry, f, err := findEntry(walls.Open, p.spec)
+	entry, f, err := findEntry(ctx, walls.Open, p.spec)
 	if err != nil {
 		return entry, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}

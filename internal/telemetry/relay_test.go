@@ -460,7 +460,7 @@ func TestAProcessThatNeverEnteredItsGuestHasNoRun(t *testing.T) {
 	}
 }
 
-func TestWithoutATraceThereIsNoRelay(t *testing.T) {
+func TestWithoutATraceThereIsNoRelay(_ *testing.T) {
 	var r *Relay
 	r.Run(context.Background())
 	r.Finish(time.Now(), 0, nil)
