@@ -260,6 +260,9 @@ func TestAnInstanceProcessHasNoDescriptorBeyondTheStatedOnes(t *testing.T) {
 			b.mustStart(t)
 			eventually(t, "the guest runs", func() bool { return b.stdout.String() == "up\n" })
 			check("running", b.task.Pid(), fifos, rootDescriptor)
+			if group, err := unix.Getpgid(int(b.task.Pid())); err != nil || group != int(b.task.Pid()) {
+				t.Errorf("it is in the process group %d, %v: not its own", group, err)
+			}
 			e, err := b.exec(t, "e", nil, "/app.wasm", "print", "up", "idle")
 			if err != nil {
 				t.Fatal(err)

@@ -46,6 +46,10 @@ type Config struct {
 	Umask uint32   `json:"umask"`
 
 	Rlimits []specs.POSIXRlimit `json:"rlimits,omitempty"`
+	// MaxProcs bounds how many threads run Go code at the same time; 0 for as many
+	// as there are processors. The runtime of Go would find it in cgroupfs, where
+	// there is one.
+	MaxProcs int `json:"maxProcs,omitempty"`
 }
 
 // Message is one packet on the control socket. Just one field is set.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,6 +85,9 @@ func newProcess() (*process, error) {
 	}
 	if err := json.Unmarshal(data, &p.config); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if n := p.config.MaxProcs; n > 0 && n < runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(n)
 	}
 	// Without a trace the descriptor is not ours but, by now, the Go runtime's.
 	if os.Getenv(relay.TraceContextEnv) != "" {

@@ -115,17 +115,18 @@ func (s *Stage) make(programs []int, names []string) error {
 }
 
 // clone clones the stage on a thread with a mount namespace own, in which the
-// clone is to be attached.
+// clone is to be attached. When it fails the thread may not be there any more.
 func (s *Stage) clone(own *os.File) (int, error) {
 	if err := join(unix.CLONE_NEWNS, s.mnt); err != nil {
 		return -1, err
 	}
 	fd, err := unix.OpenTree(int(s.root.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
-	if e := join(unix.CLONE_NEWNS, own); e != nil {
-		panic(e) // no code of this process may go on there
-	}
 	if err != nil {
 		return -1, fmt.Errorf("clone: %w", err)
+	}
+	if err := join(unix.CLONE_NEWNS, own); err != nil {
+		unix.Close(fd)
+		return -1, err
 	}
 	return fd, nil
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -39,5 +40,38 @@ func TestAThreadIsNeverTheMainOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestWhatAThreadStartsHasASessionKeyringOfItsOwn(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("TEST_ROOT") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root: run `sudo make test`")
+	}
+	keyring := func() (id int) {
+		t.Helper()
+		thread := newThread()
+		defer thread.close()
+		if err := thread.do(func() (err error) {
+			if err := confine(); err != nil {
+				return err
+			}
+			id, err = unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+			return err
+		}); errors.Is(err, unix.ENOSYS) {
+			t.Skip("a kernel without keys")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	mine, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+	if err != nil && !errors.Is(err, unix.ENOKEY) && !errors.Is(err, unix.ENOSYS) {
+		t.Fatal(err)
+	}
+	if one, other := keyring(), keyring(); one == other || one == mine {
+		t.Errorf("keyrings %d and %d, and %d of the test", one, other, mine)
 	}
 }

@@ -429,12 +429,29 @@ func findEntry(ctx context.Context, open module.FileOpener, p *specs.Process) (m
 }
 
 // instanceConfig is what the child that is the process is told.
-func instanceConfig(p *specs.Process) instance.Config {
+func (b *bundle) instanceConfig(p *specs.Process) instance.Config {
 	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits}
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
 	}
+	if b.spec.Linux != nil {
+		c.MaxProcs = maxProcs(b.spec.Linux.Resources)
+	}
 	return c
+}
+
+// maxProcs is what the runtime of Go would make of a limit of processor time: as
+// many threads as it is for, and two at least, or the collector would stop the
+// guest. An Update of the limit does not change it.
+func maxProcs(r *specs.LinuxResources) int {
+	if r == nil || r.CPU == nil || r.CPU.Quota == nil || *r.CPU.Quota <= 0 {
+		return 0
+	}
+	period := uint64(100000) // the kernel's own, microseconds
+	if r.CPU.Period != nil && *r.CPU.Period > 0 {
+		period = *r.CPU.Period
+	}
+	return int(min(max(2, (uint64(*r.CPU.Quota)+period-1)/period), math.MaxInt32))
 }
 
 // searchPath is the PATH of the process's environment.

@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,7 +140,7 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 			if !slices.Equal(w.Capabilities, tt.capabilities) {
 				t.Errorf("got %v, want %v", w.Capabilities, tt.capabilities)
 			}
-			if got := instanceConfig(b.spec.Process).Umask; got != tt.umask {
+			if got := b.instanceConfig(b.spec.Process).Umask; got != tt.umask {
 				t.Errorf("got umask %#o, want %#o", got, tt.umask)
 			}
 		})
@@ -197,5 +198,29 @@ func TestALongSearchEndsWithItsRequest(t *testing.T) {
 	}, b.spec.Process)
 	if !errors.Is(err, context.Canceled) || opened != 10 {
 		t.Errorf("got %v after %d files", err, opened)
+	}
+}
+
+func TestAProcessRunsNoMoreThreadsThanItHasProcessorTimeFor(t *testing.T) {
+	quota := func(n int64) *specs.LinuxResources { return &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &n}} }
+	period := func(r *specs.LinuxResources, n uint64) *specs.LinuxResources { r.CPU.Period = &n; return r }
+	for _, tt := range []struct {
+		name string
+		r    *specs.LinuxResources
+		want int
+	}{
+		{"no limits", nil, 0},
+		{"none of the processor", &specs.LinuxResources{}, 0},
+		{"no quota", &specs.LinuxResources{CPU: &specs.LinuxCPU{}}, 0},
+		{"unlimited", quota(-1), 0},
+		{"half of one", quota(50000), 2},
+		{"of the kernel's period", quota(400000), 4},
+		{"rounded up", period(quota(25001), 10000), 3},
+		{"a period of zero", period(quota(300000), 0), 3},
+		{"more than there can be", period(quota(math.MaxInt64), 1), math.MaxInt32},
+	} {
+		if got := maxProcs(tt.r); got != tt.want {
+			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
+		}
 	}
 }

@@ -170,7 +170,7 @@ func FuzzConfig(f *testing.F) {
 				t.Errorf("a mount at %q", m.Destination)
 			}
 		}
-		c := instanceConfig(b.spec.Process)
+		c := b.instanceConfig(b.spec.Process)
 		if len(c.Args) == 0 || strings.Contains(strings.Join(c.Args, "")+strings.Join(c.Env, ""), "\x00") {
 			t.Errorf("got %+v", c)
 		}

@@ -122,7 +122,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	}
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, instance.RoleInstance, p.container.bundle.instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {
