@@ -37,7 +37,8 @@ import (
 // Everything that is read here may be anything. Without -fuzz each target gets its
 // seeds, among them what real clients write, and what fuzzing has found.
 
-// real are configurations of the clients that testdata/config names.
+// real are the configurations in testdata/config: as ctr and the CRI plugin wrote them, and
+// with what the kubelet and nerdctl add.
 func real(t testing.TB) (configs [][]byte) {
 	t.Helper()
 	paths, err := filepath.Glob("testdata/config/*.json")
