@@ -31,13 +31,18 @@ var attributes = map[string]struct{ set, clear uint64 }{
 	"nosymfollow": {set: unix.MOUNT_ATTR_NOSYMFOLLOW},
 	"symfollow":   {clear: unix.MOUNT_ATTR_NOSYMFOLLOW},
 	// The access time policy is a field, not a bit: it is cleared to be set.
-	"relatime":    {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"noatime":     {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
-	"strictatime": {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
-	// These three undo another option: see parseMountOptions.
+	"relatime":      {set: unix.MOUNT_ATTR_RELATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"noatime":       {set: unix.MOUNT_ATTR_NOATIME, clear: unix.MOUNT_ATTR__ATIME},
+	"strictatime":   {set: unix.MOUNT_ATTR_STRICTATIME, clear: unix.MOUNT_ATTR__ATIME},
 	"atime":         {clear: unix.MOUNT_ATTR__ATIME},
 	"norelatime":    {clear: unix.MOUNT_ATTR__ATIME},
 	"nostrictatime": {clear: unix.MOUNT_ATTR__ATIME},
+}
+
+// undone are the options that undo another, of the same mount: what the source of
+// a bind mount has stays, as it does with mount(2).
+var undone = map[string]uint64{
+	"atime": unix.MOUNT_ATTR_NOATIME, "norelatime": unix.MOUNT_ATTR_RELATIME, "nostrictatime": unix.MOUNT_ATTR_STRICTATIME,
 }
 
 // superblockFlags are the options that mount(2) takes as flags and that belong to
@@ -59,6 +64,15 @@ var follows = map[string]bool{
 	"slave": true, "rslave": true, "shared": true, "rshared": true,
 }
 
+// CheckPropagation looks whether p is a propagation that a root file system can be
+// asked to have. None makes a difference: it is a mount of this container's alone.
+func CheckPropagation(p string) error {
+	if _, ok := follows[p]; !ok && p != "" {
+		return fmt.Errorf("%q: unknown", p)
+	}
+	return nil
+}
+
 // mountOptions are a mount's options, sorted by who takes them.
 type mountOptions struct {
 	bind, recursive bool
@@ -73,9 +87,10 @@ type mountOptions struct {
 }
 
 func parseMountOptions(options []string) mountOptions {
-	o := mountOptions{attrRecursive: unix.MountAttr{Propagation: unix.MS_PRIVATE}}
+	var o mountOptions
 	for _, opt := range options {
 		follow, propagation := follows[opt]
+		policy, undoes := undone[opt]
 		a, attribute := attributes[opt]
 		r, recursive := attributes[strings.TrimPrefix(opt, "r")]
 		switch {
@@ -94,10 +109,11 @@ func parseMountOptions(options []string) mountOptions {
 			o.mapped, o.idmap = true, unix.AT_RECURSIVE
 		case superblockFlags[opt]:
 			o.flags = append(o.flags, opt)
-		case attribute && a.set == 0 && a.clear == unix.MOUNT_ATTR__ATIME && opt != "relatime":
-			// As mount(2) has it: what a bind mount's source has stays.
-			o.attr.Attr_set &^= unix.MOUNT_ATTR__ATIME
-			o.attr.Attr_clr &^= unix.MOUNT_ATTR__ATIME
+		case undoes:
+			if o.attr.Attr_set&unix.MOUNT_ATTR__ATIME == policy {
+				o.attr.Attr_set &^= unix.MOUNT_ATTR__ATIME
+				o.attr.Attr_clr &^= unix.MOUNT_ATTR__ATIME
+			}
 		case attribute:
 			o.attr.Attr_set = o.attr.Attr_set&^a.clear | a.set
 			o.attr.Attr_clr |= a.clear
@@ -114,13 +130,13 @@ func parseMountOptions(options []string) mountOptions {
 // A source is a mount that is attached nowhere yet: the clone of a tree of the
 // host, or a new file system.
 type source struct {
-	fd     int
-	dir    bool
-	below  bool // there may be other mounts below it
-	dev    uint64
-	follow string // the path of the host whose later mounts are to be seen; "" for none
+	fd    int
+	dir   bool
+	below bool // there may be other mounts below it
+	dev   uint64
 
-	attr, attrRecursive unix.MountAttr
+	// In this order: what every mount has, and what is asked for.
+	walls, attr, attrRecursive unix.MountAttr
 
 	// Of a tmpfs: nobody else has it.
 	tmpfs       bool
@@ -165,7 +181,7 @@ func openSource(m specs.Mount, cfg Config) (_ *source, err error) {
 	if kind := st.Mode & unix.S_IFMT; s.tmpfs || kind == unix.S_IFCHR || kind == unix.S_IFBLK {
 		walls = unix.MOUNT_ATTR_NOSUID
 	}
-	s.attrRecursive.Attr_set |= walls &^ s.attrRecursive.Attr_clr
+	s.walls = unix.MountAttr{Attr_set: walls, Propagation: unix.MS_PRIVATE}
 	return s, nil
 }
 
@@ -182,11 +198,19 @@ func (s *source) openBind(m specs.Mount, o mountOptions, cfg Config, ids *IDMapp
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(cfg.Base, path)
 	}
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	place, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "bind", Path: path, Err: err}
+	}
+	defer unix.Close(place)
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	if o.recursive {
 		flags |= unix.AT_RECURSIVE
+		if s.below, err = holdsKernelFilesystem(place, cfg.kernelMounts); err != nil {
+			return fmt.Errorf("bind %s: %w", path, err)
+		}
 	}
-	if s.fd, err = unix.OpenTree(unix.AT_FDCWD, path, flags); err != nil {
+	if s.fd, err = unix.OpenTree(place, "", flags); err != nil {
 		return &os.PathError{Op: "bind", Path: path, Err: err}
 	}
 	kernel, err := onKernelFilesystem(s.fd)
@@ -202,10 +226,6 @@ func (s *source) openBind(m specs.Mount, o mountOptions, cfg Config, ids *IDMapp
 		s.fd, err = openNothing(-1, st.Mode&unix.S_IFMT == unix.S_IFDIR)
 		s.attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 		return err
-	}
-	s.below = o.recursive
-	if o.follow {
-		s.follow = path
 	}
 	if ids != nil {
 		if err := mapIDs(s.fd, o.idmap, *ids, cfg.NewUserNamespace); err != nil {
@@ -440,7 +460,7 @@ func newFilesystem(fstype, src string, options []string, over string) (int, erro
 }
 
 // oldFilesystem is newFilesystem by mount(2).
-func oldFilesystem(fstype, src string, options []string, over string) (int, error) {
+func oldFilesystem(fstype, src string, options []string, over string) (_ int, err error) {
 	var flags uintptr
 	var data []string
 	for _, opt := range options {
@@ -453,7 +473,7 @@ func oldFilesystem(fstype, src string, options []string, over string) (int, erro
 	if err := unix.Mount(src, over, fstype, flags, strings.Join(data, ",")); err != nil {
 		return -1, fmt.Errorf("file system %s: options %s: %w", fstype, strings.Join(data, ","), err)
 	}
-	defer unix.Unmount(over, unix.MNT_DETACH)
+	defer func() { err = errors.Join(err, unix.Unmount(over, unix.MNT_DETACH)) }()
 	fd, err := unix.OpenTree(unix.AT_FDCWD, over, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("file system %s: %w", fstype, err)
@@ -478,20 +498,32 @@ func (s *source) attach(root int, path string) error {
 	if err := notTheRoot(root, target); err != nil {
 		return err
 	}
-	if s.tmpfs && !made {
-		if err := s.takeOver(target); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	switch dir := st.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case s.dir && !dir:
+		return fmt.Errorf("attach: %w", unix.ENOTDIR)
+	case dir && !s.dir:
+		return fmt.Errorf("attach: %w", unix.EISDIR)
+	case s.tmpfs && !made:
+		if err := s.takeOver(target, st.Mode); err != nil {
 			return err
 		}
-	}
-	if err := unix.MountSetattr(s.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &s.attrRecursive); err != nil {
-		return fmt.Errorf("mount attributes: %w", err)
 	}
 	attr := s.attr
 	if s.tmpfs {
 		attr.Attr_set &^= unix.MOUNT_ATTR_RDONLY
 	}
-	if attr != (unix.MountAttr{}) {
-		if err := unix.MountSetattr(s.fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	for _, a := range []struct {
+		attr  unix.MountAttr
+		flags uint
+	}{{s.walls, unix.AT_RECURSIVE}, {attr, 0}, {s.attrRecursive, unix.AT_RECURSIVE}} {
+		if a.attr == (unix.MountAttr{}) {
+			continue
+		}
+		if err := unix.MountSetattr(s.fd, "", unix.AT_EMPTY_PATH|a.flags, &a.attr); err != nil {
 			return fmt.Errorf("mount attributes: %w", err)
 		}
 	}
@@ -534,13 +566,9 @@ func (s *source) protect() error {
 
 // takeOver gives a tmpfs the mode of the directory that it is to cover, and a copy
 // of what is in there, where that is asked for.
-func (s *source) takeOver(dir int) error {
+func (s *source) takeOver(dir int, mode uint32) error {
 	if s.inheritMode {
-		var st unix.Stat_t
-		if err := unix.Fstat(dir, &st); err != nil {
-			return err
-		}
-		if err := unix.Fchmodat(s.fd, ".", st.Mode&0o7777, 0); err != nil {
+		if err := unix.Fchmodat(s.fd, ".", mode&0o7777, 0); err != nil {
 			return fmt.Errorf("mode: %w", err)
 		}
 	}
@@ -705,7 +733,7 @@ func (n node) make(dir int, name string) error {
 
 // clone is a mount of n alone, attached nowhere. For a moment its file system is
 // at the path over: the kernel clones only what is attached.
-func (n node) clone(over string) (int, error) {
+func (n node) clone(over string) (_ int, err error) {
 	fs, err := newFilesystem("tmpfs", "device", []string{"mode=0755", "size=4k"}, over)
 	if err != nil {
 		return -1, err
@@ -718,7 +746,7 @@ func (n node) clone(over string) (int, error) {
 	if err := unix.MoveMount(fs, "", unix.AT_FDCWD, over, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return -1, err
 	}
-	defer unix.Unmount(over, unix.MNT_DETACH)
+	defer func() { err = errors.Join(err, unix.Unmount(over, unix.MNT_DETACH)) }()
 	fd, err := unix.OpenTree(fs, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -761,7 +789,8 @@ func (w *Walls) makeDevice(path string, n node) error {
 		if err := unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
-		if !n.is(&st) {
+		empty := st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 // as this makes, and a volume keeps
+		if !empty && !n.is(&st) {
 			return unix.EEXIST
 		}
 	}
@@ -828,6 +857,9 @@ func cover(root int, path string, openCover func(target int, dir bool) (int, err
 		return err
 	}
 	defer unix.Close(target)
+	if err := notTheRoot(root, target); err != nil {
+		return err
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(target, &st); err != nil {
 		return err
@@ -855,6 +887,32 @@ func openNothing(_ int, dir bool) (int, error) {
 // openItself is a cover that shows what is there.
 func openItself(target int, _ bool) (int, error) {
 	return unix.OpenTree(target, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+}
+
+// listKernelMounts are the places of the kernel file systems that the calling thread sees.
+func listKernelMounts() (places []string, err error) {
+	_, err = mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		if _, ok := kernelFilesystems[m.FSType]; ok {
+			places = append(places, m.Mountpoint)
+		}
+		return true, false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	return places, nil
+}
+
+// holdsKernelFilesystem tells whether one of the places is below the open file dir.
+func holdsKernelFilesystem(dir int, places []string) (bool, error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", dir))
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(places, func(place string) bool {
+		rel, err := filepath.Rel(path, place)
+		return err == nil && filepath.IsLocal(rel)
+	}), nil
 }
 
 // detachKernelFilesystems takes off the tree root what came along with it: by a

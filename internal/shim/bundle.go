@@ -65,6 +65,7 @@ type specLinux struct {
 
 	MaskedPaths   []string `json:"maskedPaths"`
 	ReadonlyPaths []string `json:"readonlyPaths"`
+	Propagation   string   `json:"rootfsPropagation"`
 }
 
 const configFile = "config.json"
@@ -172,6 +173,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	}
 	if err := checkHooks(s.Hooks); err != nil {
 		return sandbox.Config{}, err
+	}
+	if err := sandbox.CheckPropagation(s.Linux.Propagation); err != nil {
+		return sandbox.Config{}, fmt.Errorf("linux.rootfsPropagation: %w", err)
 	}
 	ns, err := sandbox.NewNamespaces(s.Linux.Namespaces)
 	if err != nil {
