@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 )
 
 // Role names of the command line: what the shim re-executes its binary as.
@@ -46,6 +47,9 @@ type Config struct {
 	Umask uint32   `json:"umask"`
 
 	Rlimits []specs.POSIXRlimit `json:"rlimits,omitempty"`
+	// Seccomp are the filters that the process installs, one before it reads the
+	// module, one before it runs it.
+	Seccomp *seccomp.Filters `json:"seccomp"`
 }
 
 // Message is one packet on the control socket. Just one field is set.

@@ -15,7 +15,8 @@ const maxMessage = 64 << 10
 
 // A Conn is one end of the control socket between the shim and an instance
 // process. Its calls block the thread; they end with [io.EOF] or EPIPE when the
-// process at the other end is gone.
+// process at the other end is gone. Without descriptors they are read(2) and
+// write(2), which an instance process may still call when it is walled in.
 type Conn struct{ f *os.File }
 
 // NewConn makes a connected pair: the caller's own end, and one to hand on.
@@ -39,16 +40,16 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 	if len(data) > maxMessage {
 		return fmt.Errorf("control message of %d bytes: the limit is %d", len(data), maxMessage)
 	}
-	var rights []byte
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			fds[i] = int(f.Fd())
-		}
-		rights = unix.UnixRights(fds...)
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
 	}
 	for {
-		err = unix.Sendmsg(int(c.f.Fd()), data, rights, nil, unix.MSG_NOSIGNAL)
+		if len(fds) > 0 {
+			err = unix.Sendmsg(int(c.f.Fd()), data, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		} else {
+			_, err = unix.Write(int(c.f.Fd()), data)
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -61,13 +62,17 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 
 // Receive waits for a message, and for wantFiles descriptors with it. A message
 // with another number of them is an error, as is one that is an [Error], which
-// is returned as such.
+// is returned as such. Where none is wanted, the kernel closes what comes.
 func (c *Conn) Receive(wantFiles int) (m Message, files []*os.File, err error) {
-	data := make([]byte, maxMessage)
+	data := make([]byte, maxMessage+1) // one more shows what is too long
 	rights := make([]byte, unix.CmsgSpace(4*4))
 	var n, rn, flags int
 	for {
-		n, rn, flags, _, err = unix.Recvmsg(int(c.f.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)
+		if wantFiles > 0 {
+			n, rn, flags, _, err = unix.Recvmsg(int(c.f.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)
+		} else {
+			n, err = unix.Read(int(c.f.Fd()), data)
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -91,7 +96,7 @@ func (c *Conn) Receive(wantFiles int) (m Message, files []*os.File, err error) {
 	if n == 0 {
 		return m, files, io.EOF
 	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if n > maxMessage || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		return m, files, errors.New("control message: truncated")
 	}
 	if err := json.Unmarshal(data[:n], &m); err != nil {

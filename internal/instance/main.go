@@ -48,6 +48,10 @@ func instanceMain() int {
 		return 1 // the shim is gone
 	}
 	p.control.Close()
+	if err := p.config.Seccomp.Start.Install(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	p.spans.Under(start.Start.TraceContext)
 	return guest.run(context.Background(), p.spans)
 }
@@ -117,7 +121,7 @@ func (p *process) prepare() (*guest, error) {
 		err = errors.New("told to do something else than load")
 	}
 	if err == nil {
-		err = sandbox.SetRlimits(p.config.Rlimits)
+		err = p.confine()
 	}
 	p.spans.Record(relay.InstancePrepare, p.began, err, nil)
 	if err != nil {
@@ -132,10 +136,28 @@ func (p *process) prepare() (*guest, error) {
 	return g, p.control.Send(Message{Ready: true})
 }
 
+// confine is the last the process does before it reads untrusted bytes. From then
+// on it can use of the control socket what any descriptor has: read and write.
+func (p *process) confine() error {
+	if p.config.Seccomp == nil {
+		return errors.New("no seccomp filter")
+	}
+	if err := sandbox.SetRlimits(p.config.Rlimits); err != nil {
+		return err
+	}
+	if err := p.config.Seccomp.Load.Install(); err != nil {
+		return &Error{Text: err.Error(), Kind: Internal}
+	}
+	return nil
+}
+
 func (p *process) compile() error {
 	m, files, err := p.control.Receive(1)
 	if err == nil && !m.Compile {
 		err = errors.New("told to do something else than compile")
+	}
+	if err == nil {
+		err = p.confine()
 	}
 	if err != nil {
 		return err

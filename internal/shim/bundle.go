@@ -18,6 +18,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 )
 
 // A bundle is the directory containerd gives a container: config.json, the
@@ -26,6 +27,8 @@ type bundle struct {
 	path string
 	spec *spec
 	ids  *sandbox.IDMappings // found by walls; nil without a user namespace
+	// filters are for every process of the container; made by walls.
+	filters *seccomp.Filters
 	// poststop hooks are to be run; a Create's, and then a Delete's
 	hooked bool
 }
@@ -54,6 +57,7 @@ type specLinux struct {
 	Devices       []specs.LinuxDevice    `json:"devices"`
 	MaskedPaths   []string               `json:"maskedPaths"`
 	ReadonlyPaths []string               `json:"readonlyPaths"`
+	Seccomp       *specs.LinuxSeccomp    `json:"seccomp"`
 }
 
 const configFile = "config.json"
@@ -135,6 +139,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	}
 	if !ns.Has(specs.UTSNamespace) && s.Hostname+s.Domainname != "" {
 		return sandbox.Config{}, errors.New("hostname: not without a UTS namespace, it would be the host's")
+	}
+	if b.filters, err = seccomp.New(s.Linux.Seccomp); err != nil {
+		return sandbox.Config{}, err
 	}
 	c := b.wallsOf(s.Process)
 	c.Base, c.Rootfs, c.Namespaces = b.path, b.rootfs(), ns
@@ -258,8 +265,8 @@ func findEntry(open module.FileOpener, p *specs.Process) (module.Entry, *os.File
 }
 
 // instanceConfig is what the child that is the process is told.
-func instanceConfig(p *specs.Process) instance.Config {
-	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits}
+func (b *bundle) instanceConfig(p *specs.Process) instance.Config {
+	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits, Seccomp: b.filters}
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
 	}

@@ -115,7 +115,7 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 			if !slices.Equal(w.Capabilities, tt.capabilities) {
 				t.Errorf("got %v, want %v", w.Capabilities, tt.capabilities)
 			}
-			if got := instanceConfig(b.spec.Process).Umask; got != tt.umask {
+			if got := b.instanceConfig(b.spec.Process).Umask; got != tt.umask {
 				t.Errorf("got umask %#o, want %#o", got, tt.umask)
 			}
 		})

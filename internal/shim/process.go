@@ -122,7 +122,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	}
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, p.container.host.spawner, instance.RoleInstance, instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, p.container.host.spawner, instance.RoleInstance, p.container.bundle.instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {
@@ -171,6 +171,13 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	}
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if err != nil && p.container.bundle.spec.Linux.Seccomp != nil {
+		err = fmt.Errorf("under the container's seccomp profile: %w", err)
+		// There is little else that it could have died of.
+		if !errors.As(err, &e) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
 		err = errors.Join(err, p.container.host.cache.Drop(artifact.Digest))
 	}
