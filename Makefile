@@ -27,7 +27,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/memory-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/memory-c.wasm bin/guests/wasi-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,6 +124,10 @@ bin/logger: test/logger/main.go go.mod
 bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
+
+# libseccomp, for the filters to be compared with its own.
+bin/libseccomp: internal/sandbox/seccomp/testdata/libseccomp.c | cc seccomp
+	cc -O2 -Wall -static -o $@ $< -lseccomp
 
 bin/guests/busybox: | busybox
 	@mkdir -p $(@D)

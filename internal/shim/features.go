@@ -39,8 +39,8 @@ func ociFeatures() *features.Features {
 		Hooks:         ociHooks,
 		MountOptions:  sandbox.MountOptions(),
 		Linux: &features.Linux{
-			Namespaces:      sandbox.NamespaceTypes(),
-			Cgroup:          &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
+			Namespaces: sandbox.NamespaceTypes(),
+			Cgroup:     &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
 			Seccomp: &features.Seccomp{
 				Enabled: new(true), Actions: names(seccomp.Actions()), Operators: names(seccomp.Operators()),
 				Archs: names(seccomp.Architectures()), KnownFlags: names(seccomp.Flags()), SupportedFlags: names(seccomp.Flags()),

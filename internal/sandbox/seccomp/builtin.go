@@ -90,12 +90,17 @@ func allowed(stage int) []group {
 		groups = append(groups, group{
 			"the module is opened in what is not yet the root; and the filter for the guest is to come",
 			append(calls("openat2"), call{"seccomp", [][]condition{{
-				{arg: 0, op: eq, value: unix.SECCOMP_SET_MODE_FILTER}, {arg: 1, op: eq, value: unix.SECCOMP_FILTER_FLAG_TSYNC},
+				{arg: 0, op: eq, value: unix.SECCOMP_SET_MODE_FILTER},
+				{arg: 1, op: maskedEq, mask: ^uint64(harmlessFlags), value: unix.SECCOMP_FILTER_FLAG_TSYNC},
 			}}}),
 		})
 	}
 	return groups
 }
+
+// harmlessFlags are those of seccomp(2) that a profile may ask for; none of them
+// gives the process a descriptor.
+const harmlessFlags = unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
 // threadFlags are what the Go runtime starts a thread with: cloneFlags in
 // runtime/os_linux.go and, on amd64, what runtime·clone adds.

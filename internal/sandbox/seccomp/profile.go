@@ -67,7 +67,7 @@ func New(profile *specs.LinuxSeccomp) (_ *Filters, err error) {
 	if f.Load, err = newFilter(program, flags); err != nil {
 		return nil, err
 	}
-	f.Start, err = newFilter(furtherProgram(), unix.SECCOMP_FILTER_FLAG_TSYNC)
+	f.Start, err = newFilter(furtherProgram(), flags)
 	return &f, err
 }
 
@@ -76,10 +76,10 @@ var actions = []struct {
 	name specs.LinuxSeccompAction
 	ret  uint32
 }{
-	{specs.ActKill, unix.SECCOMP_RET_KILL_PROCESS},
-	{specs.ActKillThread, unix.SECCOMP_RET_KILL_PROCESS},
+	{specs.ActKill, unix.SECCOMP_RET_KILL_THREAD},
+	{specs.ActKillThread, unix.SECCOMP_RET_KILL_THREAD},
 	{specs.ActKillProcess, unix.SECCOMP_RET_KILL_PROCESS},
-	{specs.ActTrap, unix.SECCOMP_RET_KILL_PROCESS},
+	{specs.ActTrap, unix.SECCOMP_RET_TRAP},
 	{specs.ActErrno, unix.SECCOMP_RET_ERRNO},
 	{specs.ActTrace, unix.SECCOMP_RET_TRACE},
 	{specs.ActLog, unix.SECCOMP_RET_LOG},
@@ -236,7 +236,11 @@ func newPolicy(profile *specs.LinuxSeccomp) (p policy, err error) {
 			}
 		}
 	}
+	p.missing = forGuest(p.missing)
 	for _, rules := range p.rules {
+		for i := range rules {
+			rules[i].ret = forGuest(rules[i].ret)
+		}
 		slices.SortStableFunc(rules, func(a, b rule) int { return cmp.Compare(strictness(a.ret), strictness(b.ret)) })
 	}
 	// A call that is younger than the profile is better not there than forbidden,
@@ -249,6 +253,14 @@ func newPolicy(profile *specs.LinuxSeccomp) (p policy, err error) {
 		p.rules[number] = []rule{{ret: unix.SECCOMP_RET_ALLOW}}
 	}
 	return p, nil
+}
+
+// forGuest is what an action means for a process that is one guest.
+func forGuest(ret uint32) uint32 {
+	if ret == unix.SECCOMP_RET_KILL_THREAD || ret == unix.SECCOMP_RET_TRAP {
+		return unix.SECCOMP_RET_KILL_PROCESS
+	}
+	return ret
 }
 
 // newRules are the rules of an entry with the given arguments. Conditions on
