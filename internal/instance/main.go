@@ -145,6 +145,9 @@ func (p *process) confine() error {
 	if err := sandbox.SetRlimits(p.config.Rlimits); err != nil {
 		return err
 	}
+	if err := probed(p.config.Args); err != nil {
+		return err
+	}
 	if err := p.config.Seccomp.Load.Install(); err != nil {
 		return &Error{Text: err.Error(), Kind: Internal}
 	}

@@ -72,6 +72,7 @@ type guest struct {
 	runtime  wazero.Runtime
 	compiled wazero.CompiledModule
 	config   wazero.ModuleConfig
+	args     []string
 }
 
 // load makes a guest of the module that entry names, as the user that the process
@@ -110,7 +111,7 @@ func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
 	if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
-	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg)}, nil
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args}, nil
 }
 
 // uid is asked for while that is allowed.
@@ -234,6 +235,7 @@ func (g *guest) run(ctx context.Context, spans *relay.Recorder) int {
 	}
 	// This span ends as the guest is entered: a long run shows at once.
 	spans.Record(relay.ModuleStart, began, nil, map[string]any{relay.ModuleFunction: name})
+	instead(g.args)
 	entered := time.Now()
 	err = call(ctx, instance, name)
 	spans.Record(relay.ModuleRun, entered, asFailure(err), map[string]any{relay.ExitCode: exitStatus(err)})

@@ -66,7 +66,7 @@ func (f Filter) Install() error {
 		program[i].K = uint32(os.Getpid())
 	}
 	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	thread, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), uintptr(unsafe.Pointer(&prog)))
+	thread, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), uintptr(unsafe.Pointer(&prog))) //nolint:gosec // nobody wraps the call
 	switch {
 	case errno != 0:
 		return fmt.Errorf("seccomp: %w", errno)
