@@ -3,10 +3,12 @@ package test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/seccomp"
@@ -464,6 +467,127 @@ func TestAProfileHoldsForAGuest(t *testing.T) {
 		if status := b.exit(t); status != 0 || b.stdout.String() != "up\nslept: true\n" {
 			t.Errorf("exit status %d, printed %q: %s", status, b.stdout, b.stderr)
 		}
+	})
+}
+
+// An agent answers for the calls of one process that a profile leaves to it.
+type agent struct {
+	path  string
+	state chan specs.ContainerProcessState
+	asked chan int32 // the number of each call
+}
+
+// newAgent lets every call happen but one, which fails with ELOOP.
+func newAgent(t *testing.T, refused int32) *agent {
+	t.Helper()
+	a := &agent{filepath.Join(t.TempDir(), "agent"), make(chan specs.ContainerProcessState, 1), make(chan int32, 1000)}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: a.path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	t.Cleanup(func() {
+		l.Close()
+		if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	go func() { done <- a.serve(l, refused) }()
+	return a
+}
+
+func (a *agent) serve(l *net.UnixListener, refused int32) error {
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		return err
+	}
+	data, rights := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4))
+	n, rn, _, _, err := conn.ReadMsgUnix(data, rights)
+	conn.Close()
+	if err != nil {
+		return err
+	}
+	var state specs.ContainerProcessState
+	if err := json.Unmarshal(data[:n], &state); err != nil {
+		return err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:rn])
+	if err != nil || len(messages) != 1 {
+		return fmt.Errorf("%d messages: %w", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return fmt.Errorf("%d descriptors: %w", len(fds), err)
+	}
+	defer unix.Close(fds[0])
+	a.state <- state
+	for {
+		poll := []unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if poll[0].Revents&unix.POLLHUP != 0 {
+			return nil // the process has ended
+		}
+		// struct seccomp_notif: id, pid, flags, and struct seccomp_data
+		var question [80]byte
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fds[0]), unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&question))); e != 0 {
+			if e == unix.EINTR || e == unix.ENOENT { // a signal came first: the call will be made again
+				continue
+			}
+			return e
+		}
+		number := int32(binary.NativeEndian.Uint32(question[16:]))
+		select {
+		case a.asked <- number:
+		default:
+		}
+		// struct seccomp_notif_resp: id, val, error, flags
+		var answer [24]byte
+		copy(answer[:], question[:8])
+		if number == refused {
+			binary.NativeEndian.PutUint32(answer[16:], ^uint32(unix.ELOOP)+1)
+		} else {
+			binary.NativeEndian.PutUint32(answer[20:], unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+		}
+		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fds[0]), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&answer)))
+	}
+}
+
+func TestAnAgentAnswersForWhatAProfileLeavesToIt(t *testing.T) {
+	n := useNode(t)
+	img := app(t, n, "probe.wasm")
+	profile := func(path string) *specs.LinuxSeccomp {
+		p := denying(specs.ActNotify, "getdents64", "openat", "mmap", "unshare")
+		p.ListenerPath, p.ListenerMetadata = path, "of the test"
+		return p
+	}
+	a := newAgent(t, unix.SYS_GETDENTS64)
+	b := container(t, n, img, args("/app.wasm", "ls", "/"), withSeccomp(profile(a.path)))
+	b.mustCreate(t)
+	pid := int(b.task.Pid())
+	state := <-a.state
+	if state.Pid != pid || state.State.ID != b.ID() || state.State.Status != specs.StateCreating || state.Metadata != "of the test" || !slices.Equal(state.Fds, []string{specs.SeccompFdName}) {
+		t.Errorf("state %+v", state)
+	}
+	b.mustStart(t)
+	if status := b.exit(t); status != 1 || b.stdout.String() != "error: readdirent /: Too many symbolic links\n" {
+		t.Errorf("exit status %d, printed %q: %s", status, b.stdout, b.stderr)
+	}
+	b.delete(t)
+	asked := map[int32]bool{}
+	for len(a.asked) > 0 {
+		asked[<-a.asked] = true
+	}
+	if !asked[unix.SYS_OPENAT] || !asked[unix.SYS_MMAP] || !asked[unix.SYS_GETDENTS64] {
+		t.Errorf("asked for %v", asked)
+	}
+	t.Run("but not where it is not", func(t *testing.T) {
+		before := traces(t, n)
+		b := container(t, n, img, args("/app.wasm", "ls", "/"), withSeccomp(profile(filepath.Join(t.TempDir(), "nobody"))))
+		wantError(t, b.create(), errdefs.ErrInvalidArgument, "seccomp: listenerPath ", "no such file or directory")
+		b.remove()
+		leaves(t, n, before)
 	})
 }
 

@@ -60,8 +60,11 @@ type Message struct {
 	Compile bool   `json:"compile,omitempty"`
 	Start   *Start `json:"start,omitempty"`
 
-	Ready bool   `json:"ready,omitempty"`
-	Error *Error `json:"error,omitempty"`
+	// Listener is the descriptor, of the process, for what its seccomp profile
+	// leaves to a listener. It comes before Ready.
+	Listener *int   `json:"listener,omitempty"`
+	Ready    bool   `json:"ready,omitempty"`
+	Error    *Error `json:"error,omitempty"`
 }
 
 // Start lets the guest run.

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +50,10 @@ func instanceMain() int {
 		return 1 // the shim is gone
 	}
 	p.control.Close()
-	if err := p.config.Seccomp.Start.Install(); err != nil {
+	if p.listener >= 0 {
+		unix.Close(p.listener) // the shim has its own by now
+	}
+	if _, err := p.config.Seccomp.Start.Install(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -74,6 +79,8 @@ type process struct {
 	config  Config
 	control *Conn
 	spans   *relay.Recorder // nil when the container is not traced
+
+	listener int // of the seccomp profile; -1: none
 }
 
 func newProcess() (*process, error) {
@@ -148,7 +155,19 @@ func (p *process) confine() error {
 	if err := probed(p.config.Args); err != nil {
 		return err
 	}
-	if err := p.config.Seccomp.Load.Install(); err != nil {
+	var message [64]byte
+	var err error
+	p.listener, err = p.config.Seccomp.Load.Install()
+	if p.listener >= 0 {
+		// Whatever the Go runtime may ask of the kernel now waits for the listener's
+		// word: it must be told first, and by write(2) alone.
+		text := append(strconv.AppendInt(append(message[:0], `{"listener":`...), int64(p.listener), 10), '}')
+		_, _, e := unix.RawSyscall(unix.SYS_WRITE, ControlFD, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text))) //nolint:gosec // nothing that allocates
+		if e != 0 {
+			err = e
+		}
+	}
+	if err != nil {
 		return &Error{Text: err.Error(), Kind: Internal}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	eventstypes "github.com/containerd/containerd/api/events"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -127,6 +129,9 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	})
 	if err != nil {
 		return nil, err
+	}
+	if profile := p.container.bundle.spec.Linux.Seccomp; seccomp.Notifies(profile) {
+		c.onListener = func(f *os.File) error { return p.tellAgent(ctx, profile, c.pid, f) }
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.kill(unix.SIGKILL) })
 	err = p.wallIn(ctx, c, walls)

@@ -67,7 +67,7 @@ func New(profile *specs.LinuxSeccomp) (_ *Filters, err error) {
 	if f.Load, err = newFilter(program, flags); err != nil {
 		return nil, err
 	}
-	f.Start, err = newFilter(furtherProgram(), flags)
+	f.Start, err = newFilter(furtherProgram(), flags&(unix.SECCOMP_FILTER_FLAG_TSYNC|harmlessFlags))
 	return &f, err
 }
 
@@ -83,6 +83,7 @@ var actions = []struct {
 	{specs.ActErrno, unix.SECCOMP_RET_ERRNO},
 	{specs.ActTrace, unix.SECCOMP_RET_TRACE},
 	{specs.ActLog, unix.SECCOMP_RET_LOG},
+	{specs.ActNotify, unix.SECCOMP_RET_USER_NOTIF},
 	{specs.ActAllow, unix.SECCOMP_RET_ALLOW},
 }
 
@@ -101,6 +102,7 @@ var flags = []struct {
 	{"SECCOMP_FILTER_FLAG_TSYNC", unix.SECCOMP_FILTER_FLAG_TSYNC}, // always; runc knows the name
 	{specs.LinuxSeccompFlagLog, unix.SECCOMP_FILTER_FLAG_LOG},
 	{specs.LinuxSeccompFlagSpecAllow, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+	{specs.LinuxSeccompFlagWaitKillableRecv, unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV}, // of a listener
 }
 
 // architectures that a profile may name: libseccomp's.
@@ -138,6 +140,11 @@ func Flags() (names []specs.LinuxSeccompFlag) {
 // Whichever it has, calls are made in the manner of this one only.
 func Architectures() []specs.Arch { return slices.Clone(architectures) }
 
+// Notifies tells whether a profile leaves some calls to a listener.
+func Notifies(profile *specs.LinuxSeccomp) bool {
+	return profile != nil && slices.ContainsFunc(profile.Syscalls, func(s specs.LinuxSyscall) bool { return s.Action == specs.ActNotify })
+}
+
 func filterFlags(profile *specs.LinuxSeccomp) (bits uint, err error) {
 	for _, name := range profile.Flags {
 		bit := uint(0)
@@ -150,6 +157,12 @@ func filterFlags(profile *specs.LinuxSeccomp) (bits uint, err error) {
 			return 0, fmt.Errorf("seccomp: flag %q: not supported", name)
 		}
 		bits |= bit
+	}
+	const ofListener = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+	if Notifies(profile) {
+		bits |= ofListener
+	} else if bits&unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV != 0 {
+		return 0, fmt.Errorf("seccomp: flag %s: nothing is %s", specs.LinuxSeccompFlagWaitKillableRecv, specs.ActNotify)
 	}
 	return bits, nil
 }
@@ -173,9 +186,6 @@ func value(action specs.LinuxSeccompAction, errnoRet *uint) (uint32, error) {
 		}
 		return a.ret | uint32(data), nil
 	}
-	if action == specs.ActNotify {
-		return 0, fmt.Errorf("action %s: not supported for wasm containers", action)
-	}
 	return 0, fmt.Errorf("action %q: unknown", action)
 }
 
@@ -185,8 +195,8 @@ func newPolicy(profile *specs.LinuxSeccomp) (p policy, err error) {
 	if p.missing, err = value(profile.DefaultAction, profile.DefaultErrnoRet); err != nil {
 		return p, fmt.Errorf("seccomp: defaultAction: %w", err)
 	}
-	if profile.ListenerPath != "" || profile.ListenerMetadata != "" {
-		return p, fmt.Errorf("seccomp: listenerPath: %s is not supported for wasm containers", specs.ActNotify)
+	if profile.DefaultAction == specs.ActNotify {
+		return p, fmt.Errorf("seccomp: defaultAction: %s: the process could not say that it has a listener", specs.ActNotify)
 	}
 	// libseccomp adds this architecture to those named. The calls of others are
 	// refused by our own filter; x32 shares this architecture's mark.
@@ -212,8 +222,13 @@ func newPolicy(profile *specs.LinuxSeccomp) (p policy, err error) {
 			return p, fmt.Errorf("seccomp: syscalls[%d] %v: %w", i, entry.Names, err)
 		}
 		for _, name := range entry.Names {
-			if name == "" {
+			switch {
+			case name == "":
 				return p, fmt.Errorf("seccomp: syscalls[%d]: an empty name", i)
+			case name == "write" && entry.Action == specs.ActNotify:
+				return p, fmt.Errorf("seccomp: syscalls[%d] write: %s: the process could not say that it has a listener", i, entry.Action)
+			case profile.ListenerPath == "" && entry.Action == specs.ActNotify:
+				return p, fmt.Errorf("seccomp: syscalls[%d] %s: %s: listenerPath is missing", i, name, entry.Action)
 			}
 			number, ok := byName[name]
 			if !ok {

@@ -50,7 +50,7 @@ func byLibseccomp(t *testing.T, p *specs.LinuxSeccomp) []unix.SockFilter {
 		}
 		return map[specs.LinuxSeccompAction]uint32{
 			specs.ActKill: unix.SECCOMP_RET_KILL_THREAD, specs.ActKillThread: unix.SECCOMP_RET_KILL_THREAD, specs.ActKillProcess: unix.SECCOMP_RET_KILL_PROCESS,
-			specs.ActTrap: unix.SECCOMP_RET_TRAP, specs.ActLog: unix.SECCOMP_RET_LOG, specs.ActAllow: unix.SECCOMP_RET_ALLOW,
+			specs.ActTrap: unix.SECCOMP_RET_TRAP, specs.ActLog: unix.SECCOMP_RET_LOG, specs.ActNotify: unix.SECCOMP_RET_USER_NOTIF, specs.ActAllow: unix.SECCOMP_RET_ALLOW,
 		}[a]
 	}
 	var in bytes.Buffer
@@ -204,7 +204,10 @@ func TestTheProfilesThatPeopleHaveMeanWhatLibseccompSays(t *testing.T) {
 // entry, of any kind, or many, that compare one argument with numbers.
 func randomProfile(random *rand.Rand) *specs.LinuxSeccomp {
 	pick := func(n int) int { return random.IntN(n) }
-	p := &specs.LinuxSeccomp{DefaultAction: actions[pick(len(actions))].name}
+	p := &specs.LinuxSeccomp{DefaultAction: actions[pick(len(actions))].name, ListenerPath: "/agent"}
+	if p.DefaultAction == specs.ActNotify {
+		p.DefaultAction = specs.ActLog
+	}
 	if pick(2) == 0 {
 		p.DefaultErrnoRet = new(uint(pick(3)))
 	}
@@ -233,6 +236,9 @@ func randomProfile(random *rand.Rand) *specs.LinuxSeccomp {
 					Value: values[pick(len(values))], ValueTwo: values[pick(len(values))],
 				})
 			}
+		}
+		if call.Action == specs.ActNotify && slices.Contains(call.Names, "write") {
+			call.Action = specs.ActTrace
 		}
 		p.Syscalls = append(p.Syscalls, call)
 	}
@@ -344,6 +350,10 @@ func TestAProfileIsRefusedForWhatItCannotMean(t *testing.T) {
 		{"an unknown operator", arg(specs.LinuxSeccompArg{Op: "SCMP_CMP_LIKE"}), `syscalls[0] [ioctl]: operator "SCMP_CMP_LIKE"`},
 		{"a seventh argument", arg(specs.LinuxSeccompArg{Index: 6, Op: specs.OpEqualTo}), "argument 6"},
 		{"an errno that is none", call(specs.LinuxSyscall{Names: []string{"ioctl"}, Action: specs.ActErrno, ErrnoRet: new(uint(1 << 16))}), "errnoRet 65536"},
+		{"a listener for everything", &specs.LinuxSeccomp{DefaultAction: specs.ActNotify, ListenerPath: "/agent"}, "defaultAction: SCMP_ACT_NOTIFY"},
+		{"a listener for write", &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "write"}, Action: specs.ActNotify}}}, "syscalls[0] write: SCMP_ACT_NOTIFY"},
+		{"a listener that is nowhere", call(specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActNotify}), "syscalls[0] read: SCMP_ACT_NOTIFY: listenerPath is missing"},
+		{"a flag of a listener that is none", &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}}, "nothing is SCMP_ACT_NOTIFY"},
 		{"more than the kernel takes", &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: many}, "instructions"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
