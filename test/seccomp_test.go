@@ -450,12 +450,11 @@ func TestAProfileHoldsForAGuest(t *testing.T) {
 			t.Errorf("exit status %d, printed %q", status, e.stdout)
 		}
 	})
-	t.Run("and leaves its streams to be stopped and go on", func(t *testing.T) {
+	t.Run("and leaves a process that is stopped to go on", func(t *testing.T) {
 		b := container(t, n, img, args("/app.wasm", "print", "up", "sleep", "300ms"), seccomp.WithDefaultProfile())
 		b.mustCreate(t)
 		b.mustStart(t)
 		eventually(t, "the guest runs", func() bool { return b.stdout.String() != "" })
-		// What a thread waits in with a timeout, it goes on with by restart_syscall(2).
 		for range 20 {
 			for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGCONT} {
 				if err := unix.Kill(int(b.task.Pid()), sig); err != nil && !errors.Is(err, unix.ESRCH) {
