@@ -37,8 +37,9 @@ import (
 // Everything that is read here may be anything. Without -fuzz each target gets its
 // seeds, among them what real clients write, and what fuzzing has found.
 
-// real are configurations of the clients that testdata/config names.
-func real(t testing.TB) (configs [][]byte) {
+// realConfigs are the configurations in testdata/config: as ctr and the CRI plugin wrote them, and
+// with what the kubelet and nerdctl add.
+func realConfigs(t testing.TB) (configs [][]byte) {
 	t.Helper()
 	paths, err := filepath.Glob("testdata/config/*.json")
 	if err != nil || len(paths) == 0 {
@@ -55,7 +56,7 @@ func real(t testing.TB) (configs [][]byte) {
 }
 
 func TestConfigurationsOfRealClientsAreAccepted(t *testing.T) {
-	for _, config := range real(t) {
+	for _, config := range realConfigs(t) {
 		b, err := loadBundle(writeConfig(t, string(config)))
 		if err == nil {
 			_, err = b.walls()
@@ -97,7 +98,7 @@ func sameFields(partial, whole reflect.Value) error {
 // told: what there is of it is what the whole specification has, and what comes of
 // it can be used.
 func FuzzConfig(f *testing.F) {
-	for _, config := range real(f) {
+	for _, config := range realConfigs(f) {
 		f.Add(config)
 	}
 	for _, process := range []string{
