@@ -11,7 +11,7 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 revision := $(shell git rev-parse HEAD 2>/dev/null)
 module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
-sources := $(shell find cmd internal -name '*.go') go.mod go.sum
+sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum
 
 # The pinned programs that tests, demo and benchmark use; each has a module of
 # its own below tools/, which keeps them out of the shim's go.mod.
@@ -28,7 +28,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/calls-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,10 @@ bin/logger: test/logger/main.go go.mod
 bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)
 	cc -O2 -static -s -o $@ $<
+
+# libseccomp, for the filters to be compared with its own.
+bin/libseccomp: internal/sandbox/seccomp/testdata/libseccomp.c | cc seccomp
+	cc -O2 -Wall -static -o $@ $< -lseccomp
 
 bin/guests/busybox: | busybox
 	@mkdir -p $(@D)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -74,6 +75,7 @@ func init() {
 
 // instead attacks, if the first argument says so, and does not return then.
 func instead(args []string) {
+	syscallAttacks(args)
 	if len(args) < 2 {
 		return
 	}
@@ -93,6 +95,10 @@ func instead(args []string) {
 	}
 	os.Exit(0)
 }
+
+// unfiltered is whether there are to be no seccomp filters, so that the other walls
+// show.
+func unfiltered(args []string) bool { return slices.Contains(args, "unfiltered=1") }
 
 // tried is what came of a call. One that failed for a reason in fine has reached.
 func tried(call string, err error, fine ...error) try {

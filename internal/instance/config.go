@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 )
 
 // Role names of the command line: what the shim re-executes its binary as.
@@ -50,6 +51,9 @@ type Config struct {
 	// as there are processors. The runtime of Go would find it in cgroupfs, where
 	// there is one.
 	MaxProcs int `json:"maxProcs,omitempty"`
+	// Seccomp are the filters that the process installs, one before it reads the
+	// module, one before it runs it.
+	Seccomp *seccomp.Filters `json:"seccomp"`
 }
 
 // Message is one packet on the control socket. Just one field is set.
@@ -61,8 +65,11 @@ type Message struct {
 	// Start lets the guest run.
 	Start bool `json:"start,omitempty"`
 
-	Ready bool   `json:"ready,omitempty"`
-	Error *Error `json:"error,omitempty"`
+	// Listener is the descriptor, of the process, for what its seccomp profile
+	// leaves to a listener. It comes before Ready.
+	Listener *int   `json:"listener,omitempty"`
+	Ready    bool   `json:"ready,omitempty"`
+	Error    *Error `json:"error,omitempty"`
 }
 
 // Error says why a process cannot run its guest.

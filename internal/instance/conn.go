@@ -15,9 +15,13 @@ const maxMessage = 64 << 10
 
 // A Conn is one end of the control socket between the shim and an instance
 // process. Receive blocks the thread; it ends with [io.EOF] when the process at the
-// other end is gone. Send never does: the two messages that a process gets from the
-// shim have room in the socket, read or not.
-type Conn struct{ f *os.File }
+// other end is gone. The shim's Send never does: the two messages that a process
+// gets from it have room in the socket, read or not.
+type Conn struct {
+	f *os.File
+	// walled is whether only read(2) and write(2) may be called: the process's end.
+	walled bool
+}
 
 // NewConn makes a connected pair: the caller's own end, and one to hand on.
 func NewConn() (*Conn, *os.File, error) {
@@ -25,7 +29,7 @@ func NewConn() (*Conn, *os.File, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("control socket: %w", err)
 	}
-	return &Conn{os.NewFile(uintptr(fds[0]), "control")}, os.NewFile(uintptr(fds[1]), "control"), nil
+	return &Conn{f: os.NewFile(uintptr(fds[0]), "control")}, os.NewFile(uintptr(fds[1]), "control"), nil
 }
 
 // Close closes the socket.
@@ -53,7 +57,11 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 		rights = unix.UnixRights(fds...)
 	}
 	for {
-		err = unix.Sendmsg(int(c.f.Fd()), data, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if c.walled {
+			_, err = unix.Write(int(c.f.Fd()), data)
+		} else {
+			err = unix.Sendmsg(int(c.f.Fd()), data, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -71,14 +79,18 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 // A descriptor that is not wanted never becomes this process's own: to close it
 // again could take for ever, as with a file of a FUSE server.
 func (c *Conn) Receive(wantFiles int) (m Message, files []*os.File, err error) {
-	data := make([]byte, maxMessage)
+	data := make([]byte, maxMessage+1) // one more shows what is too long
 	var rights []byte
 	if wantFiles > 0 {
 		rights = make([]byte, unix.CmsgSpace(4*wantFiles))
 	}
 	var n, rn, flags int
 	for {
-		n, rn, flags, _, err = unix.Recvmsg(int(c.f.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)
+		if !c.walled || wantFiles > 0 {
+			n, rn, flags, _, err = unix.Recvmsg(int(c.f.Fd()), data, rights, unix.MSG_CMSG_CLOEXEC)
+		} else {
+			n, err = unix.Read(int(c.f.Fd()), data)
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -102,7 +114,7 @@ func (c *Conn) Receive(wantFiles int) (m Message, files []*os.File, err error) {
 	if n == 0 {
 		return m, files, io.EOF
 	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if n > maxMessage || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		return m, files, errors.New("control message: truncated")
 	}
 	if err := json.Unmarshal(data[:n], &m); err != nil {

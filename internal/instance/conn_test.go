@@ -22,7 +22,7 @@ func connected(t *testing.T) (one, other *Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other = &Conn{f}
+	other = &Conn{f: f}
 	t.Cleanup(func() { one.Close(); other.Close() })
 	return one, other
 }
@@ -122,7 +122,7 @@ func TestDescriptorsOfAMessageThatIsRefusedAreClosed(t *testing.T) {
 		m          Message
 		sent, want int
 	}{
-		{"one too many", Message{Ready: true}, 1, 0},
+		{"one too many", Message{Ready: true}, 2, 1},
 		{"one too few", Message{Compile: true}, 1, 2},
 		{"more than there may be", Message{Ready: true}, 5, 4},
 		{"with an error", Message{Error: &Error{Text: "no", Kind: Internal}}, 1, 1},
@@ -152,6 +152,26 @@ func TestDescriptorsOfAMessageThatIsRefusedAreClosed(t *testing.T) {
 			}
 		})
 	}
+	t.Run("one that nobody asked for", func(t *testing.T) {
+		one, other := connected(t)
+		other.walled = true
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		err = one.Send(Message{Ready: true}, r)
+		r.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, files, err := other.Receive(0); err != nil || !m.Ready || len(files) > 0 {
+			t.Errorf("got %+v, %d descriptors, %v, want the message alone", m, len(files), err)
+		}
+		if _, err := w.Write([]byte("x")); !errors.Is(err, unix.EPIPE) {
+			t.Errorf("got %v, want %v: the descriptor is still open", err, unix.EPIPE)
+		}
+	})
 	t.Run("none where one is wanted", func(t *testing.T) {
 		one, other := connected(t)
 		if err := one.Send(Message{Compile: true}); err != nil {

@@ -7,7 +7,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +53,15 @@ func instanceMain() int {
 		return 1 // the shim is gone
 	}
 	p.control.Close()
+	if p.listener >= 0 {
+		unix.Close(p.listener) // the shim has its own by now
+	}
+	if unfiltered(p.config.Args) {
+		// None, to see what the other walls stop.
+	} else if _, err := p.config.Seccomp.Start.Install(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return guest.run(context.Background(), p.spans)
 }
 
@@ -73,10 +84,12 @@ type process struct {
 	limit   *MemoryLimit
 	control *Conn
 	spans   *relay.Recorder // nil when the container is not traced
+
+	listener int // of the seccomp profile; -1: none
 }
 
 func newProcess() (*process, error) {
-	p := &process{began: time.Now(), control: &Conn{os.NewFile(ControlFD, "control")}}
+	p := &process{began: time.Now(), control: &Conn{f: os.NewFile(ControlFD, "control"), walled: true}}
 	f := os.NewFile(ConfigFD, "config")
 	if f == nil {
 		return nil, errors.New("no configuration")
@@ -120,7 +133,7 @@ func (p *process) prepare() (*guest, error) {
 		err = errors.New("told to do something else than load")
 	}
 	if err == nil {
-		err = sandbox.SetRlimits(p.config.Rlimits)
+		err = p.confine()
 	}
 	p.spans.Record(relay.InstancePrepare, p.began, err, nil)
 	if err != nil {
@@ -135,10 +148,47 @@ func (p *process) prepare() (*guest, error) {
 	return g, p.control.Send(Message{Ready: true})
 }
 
+// confine is the last the process does before it reads untrusted bytes. From then
+// on it can use of the control socket what any descriptor has: read and write.
+func (p *process) confine() error {
+	if p.config.Seccomp == nil {
+		return errors.New("no seccomp filter")
+	}
+	if err := sandbox.SetRlimits(p.config.Rlimits); err != nil {
+		return err
+	}
+	if unfiltered(p.config.Args) {
+		p.listener = -1
+		return nil
+	}
+	if err := probed(p.config.Args); err != nil {
+		return err
+	}
+	var message [64]byte
+	var err error
+	p.listener, err = p.config.Seccomp.Load.Install()
+	if p.listener >= 0 {
+		// Whatever the Go runtime may ask of the kernel now waits for the listener's
+		// word: it must be told first, and by write(2) alone.
+		text := append(strconv.AppendInt(append(message[:0], `{"listener":`...), int64(p.listener), 10), '}')
+		_, _, e := unix.RawSyscall(unix.SYS_WRITE, ControlFD, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text))) //nolint:gosec // nothing that allocates
+		if e != 0 {
+			err = e
+		}
+	}
+	if err != nil {
+		return &Error{Text: err.Error(), Kind: Internal}
+	}
+	return nil
+}
+
 func (p *process) compile() error {
 	m, files, err := p.control.Receive(1)
 	if err == nil && !m.Compile {
 		err = errors.New("told to do something else than compile")
+	}
+	if err == nil {
+		err = p.confine()
 	}
 	if err != nil {
 		return err

@@ -85,3 +85,6 @@ func (w *Walls) Enter() error { return nil }
 
 // Close does nothing.
 func (w *Walls) Close() {}
+
+// Follower is none.
+func (w *Walls) Follower() *Follower { return nil }

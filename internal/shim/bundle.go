@@ -21,6 +21,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 )
 
 // A bundle is the directory containerd gives a container: config.json, the
@@ -29,6 +30,8 @@ type bundle struct {
 	path string
 	spec *spec
 	ids  *sandbox.IDMappings // found by walls; nil without a user namespace
+	// filters are for every process of the container; made by walls.
+	filters *seccomp.Filters
 	// poststop hooks are to be run; a Create's, and then a Delete's
 	hooked bool
 }
@@ -63,9 +66,10 @@ type specLinux struct {
 	IntelRdt   *specs.LinuxIntelRdt            `json:"intelRdt"`
 	NetDevices map[string]specs.LinuxNetDevice `json:"netDevices"`
 
-	MaskedPaths   []string `json:"maskedPaths"`
-	ReadonlyPaths []string `json:"readonlyPaths"`
-	Propagation   string   `json:"rootfsPropagation"`
+	MaskedPaths   []string            `json:"maskedPaths"`
+	ReadonlyPaths []string            `json:"readonlyPaths"`
+	Propagation   string              `json:"rootfsPropagation"`
+	Seccomp       *specs.LinuxSeccomp `json:"seccomp"`
 }
 
 const configFile = "config.json"
@@ -198,6 +202,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	}
 	if len(s.Hostname) > maxHostname || len(s.Domainname) > maxHostname {
 		return sandbox.Config{}, fmt.Errorf("hostname: longer than %d bytes", maxHostname)
+	}
+	if b.filters, err = seccomp.New(s.Linux.Seccomp); err != nil {
+		return sandbox.Config{}, err
 	}
 	c, err := b.wallsOf(s.Process)
 	if err != nil {
@@ -434,7 +441,7 @@ func findEntry(ctx context.Context, open module.FileOpener, p *specs.Process) (m
 
 // instanceConfig is what the child that is the process is told.
 func (b *bundle) instanceConfig(p *specs.Process) instance.Config {
-	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits}
+	c := instance.Config{Args: p.Args, Env: p.Env, Cwd: p.Cwd, Umask: 0o022, Rlimits: p.Rlimits, Seccomp: b.filters}
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
 	}

@@ -32,6 +32,9 @@ type child struct {
 	parent  *sandbox.Parent  // ended by wait
 	relay   *telemetry.Relay // nil when not traced
 	memory  *instance.MemoryLimit
+	// onListener is given the listener of the process's seccomp profile, if that has
+	// one; else nil.
+	onListener func(*os.File) error
 
 	exited chan struct{} // closed once the process is gone
 	status int           // valid once exited is closed; of the process, see reported
@@ -149,6 +152,11 @@ func (p *child) ask(m instance.Message, files ...*os.File) error {
 	if err == nil {
 		answer, _, err = p.control.Receive(0)
 	}
+	if err == nil && answer.Listener != nil {
+		if err = p.handListener(*answer.Listener); err == nil {
+			answer, _, err = p.control.Receive(0)
+		}
+	}
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
 		_ = p.kill(unix.SIGKILL) // it has closed its end at least
@@ -158,6 +166,20 @@ func (p *child) ask(m instance.Message, files ...*os.File) error {
 		return fmt.Errorf("the %s process is not ready", p.role)
 	}
 	return err
+}
+
+// handListener fetches a descriptor of the process, and hands it on.
+func (p *child) handListener(number int) error {
+	if p.onListener == nil {
+		return fmt.Errorf("the %s process has a listener that nobody asked for", p.role)
+	}
+	fd, err := unix.PidfdGetfd(int(p.pidfd.Fd()), number, 0)
+	if err != nil {
+		return fmt.Errorf("seccomp listener: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	return p.onListener(f)
 }
 
 // release frees what the shim holds of a process that has exited.

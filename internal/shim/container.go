@@ -27,6 +27,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -208,7 +209,11 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 		return err
 	}
 	defer walls.Close()
-	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022}, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	filters, err := seccomp.ForCompiler()
+	if err != nil {
+		return err
+	}
+	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022, Seccomp: filters}, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}

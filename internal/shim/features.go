@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -15,10 +16,10 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 )
 
 // What runc does and a wasm container may not do yet.
-const seccomp = false
 
 // ociHooks are those that are run. A startContainer hook is a Linux program of the
 // container's: a wasm container runs none.
@@ -34,9 +35,12 @@ func ociFeatures() *features.Features {
 		Hooks:         ociHooks,
 		MountOptions:  sandbox.MountOptions(),
 		Linux: &features.Linux{
-			Namespaces:      sandbox.NamespaceTypes(),
-			Cgroup:          &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
-			Seccomp:         &features.Seccomp{Enabled: new(seccomp)},
+			Namespaces: sandbox.NamespaceTypes(),
+			Cgroup:     &features.Cgroup{V1: new(true), V2: new(true), Systemd: new(true), SystemdUser: new(false)},
+			Seccomp: &features.Seccomp{
+				Enabled: new(true), Actions: names(seccomp.Actions()), Operators: names(seccomp.Operators()),
+				Archs: names(seccomp.Architectures()), KnownFlags: names(seccomp.Flags()), SupportedFlags: names(seccomp.Flags()),
+			},
 			Apparmor:        &features.Apparmor{Enabled: new(true)},
 			Selinux:         &features.Selinux{Enabled: new(true)},
 			IntelRdt:        &features.IntelRdt{Enabled: new(false)},
@@ -47,6 +51,14 @@ func ociFeatures() *features.Features {
 		// runc's, and the group: it chooses the shim, and so whose crash is shared.
 		PotentiallyUnsafeConfigAnnotations: append([]string{"bundle", "org.systemd.property.", "org.criu.config"}, groupAnnotations...),
 	}
+}
+
+func names[S ~string](all []S) (names []string) {
+	for _, name := range all {
+		names = append(names, string(name))
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Info implements [shim.Shim]. What options there are on the standard input is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	eventstypes "github.com/containerd/containerd/api/events"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -146,6 +148,9 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	if err != nil {
 		return nil, err
 	}
+	if profile := p.container.bundle.spec.Linux.Seccomp; seccomp.Notifies(profile) {
+		c.onListener = func(f *os.File) error { return p.tellAgent(ctx, profile, c.pid, f) }
+	}
 	stop := context.AfterFunc(ctx, func() { _ = c.kill(unix.SIGKILL) })
 	err = p.wallIn(ctx, c, walls)
 	if !stop() {
@@ -196,6 +201,13 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	}
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if err != nil && p.container.bundle.spec.Linux.Seccomp != nil {
+		err = fmt.Errorf("under the container's seccomp profile: %w", err)
+		// There is little else that it could have died of.
+		if !errors.As(err, &e) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
 		err = errors.Join(err, p.container.host.cache.Drop(artifact.Digest))
 	}
