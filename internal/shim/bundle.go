@@ -66,10 +66,10 @@ type specLinux struct {
 	IntelRdt   *specs.LinuxIntelRdt            `json:"intelRdt"`
 	NetDevices map[string]specs.LinuxNetDevice `json:"netDevices"`
 
-	MaskedPaths   []string            `json:"maskedPaths"`
-	ReadonlyPaths []string            `json:"readonlyPaths"`
-	Propagation   string              `json:"rootfsPropagation"`
-	Seccomp       *specs.LinuxSeccomp `json:"seccomp"`
+	MaskedPaths       []string            `json:"maskedPaths"`
+	ReadonlyPaths     []string            `json:"readonlyPaths"`
+	RootfsPropagation string              `json:"rootfsPropagation"`
+	Seccomp           *specs.LinuxSeccomp `json:"seccomp"`
 }
 
 const configFile = "config.json"
@@ -178,7 +178,7 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if err := checkHooks(s.Hooks); err != nil {
 		return sandbox.Config{}, err
 	}
-	if err := sandbox.CheckPropagation(s.Linux.Propagation); err != nil {
+	if err := sandbox.CheckPropagation(s.Linux.RootfsPropagation); err != nil {
 		return sandbox.Config{}, fmt.Errorf("linux.rootfsPropagation: %w", err)
 	}
 	ns, err := sandbox.NewNamespaces(s.Linux.Namespaces)
