@@ -31,7 +31,7 @@ const (
 // Descriptors the process inherits, besides its standard streams.
 const (
 	ControlFD = 3 // a connected socket, SOCK_SEQPACKET: [Conn]
-	ConfigFD  = 4 // a file with the Config as JSON
+	ConfigFD  = 4 // a file of the Config and the MemoryLimit: [NewConfig]
 	SpansFD   = 5 // the relay's pipe; open when TRACECONTEXT is set
 )
 

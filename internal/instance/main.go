@@ -2,12 +2,11 @@ package instance
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +43,9 @@ func instanceMain() int {
 	if err != nil {
 		return p.fail(err)
 	}
+	if guest.large {
+		debug.FreeOSMemory() // while it waits: what loading has left behind
+	}
 	start, _, err := p.control.Receive(0)
 	if err != nil || !start.Start {
 		return 1 // the shim is gone
@@ -68,6 +70,7 @@ func compileMain() int {
 type process struct {
 	began   time.Time
 	config  Config
+	limit   *MemoryLimit
 	control *Conn
 	spans   *relay.Recorder // nil when the container is not traced
 }
@@ -79,11 +82,8 @@ func newProcess() (*process, error) {
 		return nil, errors.New("no configuration")
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<62))
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	if err := json.Unmarshal(data, &p.config); err != nil {
+	var err error
+	if p.config, p.limit, err = readConfig(f); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	if n := p.config.MaxProcs; n > 0 && n < runtime.GOMAXPROCS(0) {
@@ -127,7 +127,7 @@ func (p *process) prepare() (*guest, error) {
 		return nil, err
 	}
 	began := time.Now()
-	g, err := load(context.Background(), *m.Load, p.config)
+	g, err := load(context.Background(), *m.Load, p.config, p.limit)
 	p.spans.Record(relay.ModuleLoad, began, err, nil)
 	if err != nil {
 		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -37,36 +36,6 @@ func newRuntime(ctx context.Context) (wazero.Runtime, error) {
 		WithDebugInfoEnabled(false)), nil
 }
 
-// compile compiles the module f into [sandbox.Attached], and returns its size in
-// bytes.
-func compile(ctx context.Context, f *os.File) (int64, error) {
-	code, err := readModule(f)
-	if err != nil {
-		return 0, err
-	}
-	ctx = experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0))
-	r, err := newRuntime(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := r.CompileModule(ctx, code); err != nil {
-		return 0, fmt.Errorf("not a valid WebAssembly module: %w", err)
-	}
-	return int64(len(code)), nil
-}
-
-func readModule(f *os.File) ([]byte, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	code := make([]byte, info.Size())
-	if _, err := f.ReadAt(code, 0); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read module: %w", err)
-	}
-	return code, nil
-}
-
 // A guest is a module that is ready to be instantiated.
 type guest struct {
 	entry    module.Entry
@@ -74,12 +43,16 @@ type guest struct {
 	compiled wazero.CompiledModule
 	config   wazero.ModuleConfig
 	args     []string
+	memory   *linearMemory
+	stack    uint64 // bytes it may use
+	large    bool   // loading it has left much to collect
 }
 
 // load makes a guest of the module that entry names, as the user that the process
 // runs as. Its compiled code is in [sandbox.Attached]. Everything that can be
 // known to be wrong with a module before it runs is an error here.
-func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
+func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimit) (*guest, error) {
+	budget := newBudget(limit)
 	f, err := openEntry(entry.Path)
 	if err != nil {
 		return nil, err
@@ -115,7 +88,11 @@ func load(ctx context.Context, entry module.Entry, cfg Config) (*guest, error) {
 	if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
 		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
 	}
-	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args}, nil
+	memory, err := newMemory(code, budget)
+	if err != nil {
+		return nil, err
+	}
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
 }
 
 // openEntry opens the module while the container's root file system is not yet
@@ -225,6 +202,7 @@ func environment(cfg Config) *environ {
 // A trap is printed on the standard error stream.
 func (g *guest) run(ctx context.Context, spans *relay.Recorder) int {
 	began := time.Now()
+	ctx = experimental.WithMemoryAllocator(ctx, g.memory.allocator())
 	instance, err := g.runtime.InstantiateModule(ctx, g.compiled, g.config)
 	spans.Record(relay.ModuleInstantiate, began, asFailure(err), nil)
 	if err != nil {
@@ -238,21 +216,24 @@ func (g *guest) run(ctx context.Context, spans *relay.Recorder) int {
 	spans.Record(relay.ModuleStart, began, nil, map[string]any{relay.ModuleFunction: name})
 	instead(g.args)
 	entered := time.Now()
-	err = call(ctx, instance, name)
+	err = call(ctx, instance, name, g.stack)
 	spans.Record(relay.ModuleRun, entered, asFailure(err), map[string]any{relay.ExitCode: exitStatus(err)})
 	return g.exit(err)
 }
 
-func call(ctx context.Context, instance api.Module, name string) error {
-	if name != startFunction {
-		if init := instance.ExportedFunction(initializeFunction); init != nil && name != initializeFunction {
-			if _, err := init.Call(ctx); err != nil {
-				return err
-			}
+func call(ctx context.Context, instance api.Module, name string, stack uint64) error {
+	names := []string{name}
+	if name != startFunction && name != initializeFunction && instance.ExportedFunction(initializeFunction) != nil {
+		names = []string{initializeFunction, name}
+	}
+	for _, name := range names {
+		f := instance.ExportedFunction(name)
+		_ = setStack(f, stack) // or else it has the engine's, which takes more memory
+		if _, err := f.Call(ctx); err != nil {
+			return err
 		}
 	}
-	_, err := instance.ExportedFunction(name).Call(ctx)
-	return err
+	return nil
 }
 
 // asFailure is nil for a guest that exited of itself: what status it chose says

@@ -203,7 +203,7 @@ func TestAReactorIsInitialisedBeforeItsFunctionIsCalled(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := exitStatus(call(t.Context(), m, tt.call)); got != tt.want {
+			if got := exitStatus(call(t.Context(), m, tt.call, maxStack)); got != tt.want {
 				t.Errorf("got %d, want %d", got, tt.want)
 			}
 		})

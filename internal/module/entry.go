@@ -134,6 +134,10 @@ func describe(p string, err error) error {
 	return fmt.Errorf("entry point %s: %w", p, err)
 }
 
+// MaxSize is how large a module may be, bytes: as in the WebAssembly JavaScript
+// interface, and so in every browser.
+const MaxSize = 1 << 30
+
 // ErrLinuxProgram is what [Check] says of an ELF file or a script.
 var ErrLinuxProgram = errors.New("a Linux program, not a WebAssembly module")
 

@@ -32,27 +32,64 @@ type Import struct {
 	Kind         ImportKind
 }
 
-var errTruncated = errors.New("the import section is truncated")
+var errTruncated = errors.New("a section is truncated")
 
 // Imports lists the imports of a core module. wazero tells of functions and
 // memories only, and of the others not before the module runs.
 //
 // See https://webassembly.github.io/spec/core/binary/modules.html#import-section.
 func Imports(code []byte) ([]Import, error) {
-	const importSection = 2
+	body, err := section(code, importSection)
+	if err != nil || body == nil {
+		return nil, err
+	}
+	return parseImports(body)
+}
+
+// Sections of the binary format.
+const (
+	importSection = 2
+	memorySection = 5
+)
+
+// section is the body of the first section with the given id; nil without one.
+func section(code []byte, id byte) ([]byte, error) {
 	for rest := code[min(8, len(code)):]; len(rest) > 0; {
-		id := rest[0]
 		size, n := binary.Uvarint(rest[1:])
 		if n <= 0 || size > uint64(len(rest)-1-n) {
 			return nil, errTruncated
 		}
 		body := rest[1+n : 1+n+int(size)]
-		if id == importSection {
-			return parseImports(body)
+		if rest[0] == id {
+			return body, nil
 		}
 		rest = rest[1+n+int(size):]
 	}
 	return nil, nil
+}
+
+// Memory is how large a core module's own memory is at first and may become, in
+// pages of 64 KiB; 65536 are all that it can address. Both are 0 without one.
+// wazero tells that only of a memory that is exported.
+func Memory(code []byte) (least, most uint64, err error) {
+	body, err := section(code, memorySection)
+	if err != nil || len(body) < 2 || body[0] == 0 {
+		return 0, 0, err
+	}
+	least, n := binary.Uvarint(body[2:])
+	if n <= 0 {
+		return 0, 0, errTruncated
+	}
+	most = 1 << 16
+	if limited := body[1]&1 != 0; limited {
+		if most, n = binary.Uvarint(body[2+n:]); n <= 0 {
+			return 0, 0, errTruncated
+		}
+	}
+	if least > most || most > 1<<16 {
+		return 0, 0, fmt.Errorf("a memory of %d to %d pages", least, most)
+	}
+	return least, most, nil
 }
 
 func parseImports(b []byte) (imports []Import, err error) {

@@ -10,12 +10,11 @@ import (
 const (
 	customSection = 0
 	typeSection   = 1
-	importSection = 2
 )
 
 var header = []byte("\x00asm\x01\x00\x00\x00")
 
-func section(id byte, body []byte) []byte {
+func sectionOf(id byte, body []byte) []byte {
 	return append(binary.AppendUvarint([]byte{id}, uint64(len(body))), body...)
 }
 
@@ -32,12 +31,12 @@ func imported(module, name string, desc ...byte) []byte {
 }
 
 func imports(entries ...[]byte) []byte {
-	return section(importSection, slices.Concat(binary.AppendUvarint(nil, uint64(len(entries))), slices.Concat(entries...)))
+	return sectionOf(importSection, slices.Concat(binary.AppendUvarint(nil, uint64(len(entries))), slices.Concat(entries...)))
 }
 
 var (
-	types  = section(typeSection, []byte{1, 0x60, 0, 0})
-	custom = section(customSection, append(str("name"), importSection, 1, 2, 3)) // looks like more than it is
+	types  = sectionOf(typeSection, []byte{1, 0x60, 0, 0})
+	custom = sectionOf(customSection, append(str("name"), importSection, 1, 2, 3)) // looks like more than it is
 
 	everyKind = [][]byte{
 		imported("env", "f", 0, 0),
@@ -86,7 +85,7 @@ func TestImportsOfEveryKindAreListed(t *testing.T) {
 		{"no imports", wasm(imports()), nil},
 		{"every kind", wasm(types, imports(everyKind...)), everyImport},
 		{"a custom section before", wasm(custom, custom, types, custom, imports(everyKind...)), everyImport},
-		{"sections behind", wasm(imports(everyKind[0]), section(3, []byte{0}), custom), everyImport[:1]},
+		{"sections behind", wasm(imports(everyKind[0]), sectionOf(3, []byte{0}), custom), everyImport[:1]},
 		{"a size in more bytes than it needs", slices.Concat(header, []byte{importSection, 0x89, 0x80, 0x00, 1}, everyKind[0]), everyImport[:1]},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -111,10 +110,10 @@ func TestAMalformedImportSectionIsAnError(t *testing.T) {
 		{"a size that does not end", wasm([]byte{importSection, 0x80})},
 		{"a size of more than 64 bits", wasm([]byte{importSection, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f})},
 		{"a size of 2^63", wasm([]byte{importSection, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01})},
-		{"an empty section", wasm(section(importSection, nil))},
-		{"more imports counted than there are", wasm(section(importSection, append([]byte{2}, everyKind[0]...)))},
-		{"2^32 imports counted", wasm(section(importSection, []byte{0x80, 0x80, 0x80, 0x80, 0x10}))},
-		{"a name longer than the section", wasm(section(importSection, []byte{1, 0xff, 0x7f, 'a'}))},
+		{"an empty section", wasm(sectionOf(importSection, nil))},
+		{"more imports counted than there are", wasm(sectionOf(importSection, append([]byte{2}, everyKind[0]...)))},
+		{"2^32 imports counted", wasm(sectionOf(importSection, []byte{0x80, 0x80, 0x80, 0x80, 0x10}))},
+		{"a name longer than the section", wasm(sectionOf(importSection, []byte{1, 0xff, 0x7f, 'a'}))},
 		{"an unknown kind", wasm(imports(imported("a", "b", 9, 0)))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -140,7 +139,7 @@ func TestATruncatedModuleHasAPrefixOfTheImports(t *testing.T) {
 	// The section says it is whole, and is not.
 	body := slices.Concat([]byte{byte(len(everyKind))}, slices.Concat(everyKind...))
 	for n := range body {
-		got, err := Imports(wasm(section(importSection, body[:n])))
+		got, err := Imports(wasm(sectionOf(importSection, body[:n])))
 		if err == nil {
 			t.Errorf("%d bytes of the section: got no error", n)
 		}
@@ -165,7 +164,7 @@ func FuzzImports(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(wasm())
 	f.Add(wasm(custom, types, imports(everyKind...)))
-	f.Add(wasm(section(importSection, []byte{0x80, 0x80, 0x80, 0x80, 0x10})))
+	f.Add(wasm(sectionOf(importSection, []byte{0x80, 0x80, 0x80, 0x80, 0x10})))
 	f.Add(wasm([]byte{importSection, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}))
 	f.Fuzz(func(t *testing.T, code []byte) {
 		got, _ := Imports(code)

@@ -31,6 +31,7 @@ type child struct {
 	control *instance.Conn
 	parent  *sandbox.Parent  // ended by wait
 	relay   *telemetry.Relay // nil when not traced
+	memory  *instance.MemoryLimit
 
 	exited chan struct{} // closed once the process is gone
 	status int           // valid once exited is closed; of the process, see reported
@@ -49,18 +50,23 @@ func programName(role string) string { return "wazero-" + role }
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
-func startChild(ctx context.Context, role string, cfg instance.Config, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
-	config, err := memfd("config", cfg)
+func startChild(ctx context.Context, role string, cfg instance.Config, memoryLimit uint64, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
+	config, memory, err := instance.NewConfig(cfg, memoryLimit)
 	if err != nil {
 		return nil, err
 	}
 	defer config.Close()
+	defer func() {
+		if err != nil {
+			memory.Close()
+		}
+	}()
 	control, theirs, err := instance.NewConn()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
-	p := &child{role: role, control: control, exited: make(chan struct{})}
+	p := &child{role: role, control: control, memory: memory, exited: make(chan struct{})}
 
 	cmd := &exec.Cmd{
 		Path:       w.Program(),
@@ -161,6 +167,7 @@ func (p *child) release() {
 	defer p.mu.Unlock()
 	p.control.Close()
 	p.pidfd.Close()
+	p.memory.Close()
 }
 
 // kill ends the process for the given signal, or delivers it when it is not one

@@ -75,21 +75,21 @@ func TestOnlyASignalIsTheReasonOfAnEnd(t *testing.T) {
 	}
 }
 
-func TestAProcessIsToldItsConfigThroughAFile(t *testing.T) {
-	want := instance.Config{Args: []string{"a", "b"}, Env: []string{"K=V"}, Cwd: "/", Umask: 0o27}
-	f, err := memfd("config", want)
+func TestAFileInMemoryHasWhatWasPutIntoIt(t *testing.T) {
+	want := map[string]string{"a": "b"}
+	f, err := memfd("state", want)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var got instance.Config
+	var got map[string]string
 	if err := json.NewDecoder(io.NewSectionReader(f, 0, 1<<20)).Decode(&got); err != nil {
 		t.Fatal(err)
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if _, err := memfd("config", func() {}); err == nil {
+	if _, err := memfd("state", func() {}); err == nil {
 		t.Error("what cannot be marshalled: got no error")
 	}
 }

@@ -158,6 +158,22 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	return nil
 }
 
+// compileOOMScore has the kernel end a compile process before anything else, where
+// the machine itself runs out of memory.
+var compileOOMScore = 1000
+
+// compileLimits are the kernel's, for a process that does not keep to its bounds.
+// What a Go program maps is more than it uses.
+func compileLimits(b instance.CompileBounds) []specs.POSIXRlimit {
+	limit := func(resource string, n uint64) specs.POSIXRlimit {
+		return specs.POSIXRlimit{Type: resource, Soft: n, Hard: n}
+	}
+	return []specs.POSIXRlimit{
+		limit("RLIMIT_DATA", 2*b.Memory), limit("RLIMIT_FSIZE", b.Memory),
+		limit("RLIMIT_CPU", uint64(b.CPU/time.Second)+10), limit("RLIMIT_CORE", 0),
+	}
+}
+
 // compilerOf is the [module.Compiler] of a process.
 func (c *container) compilerOf(p *specs.Process) module.Compiler {
 	// Not SELinux's context: it says which files are the container's, and the
@@ -175,15 +191,24 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 	if err != nil {
 		return err
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	bounds, err := instance.NewCompileBounds(info.Size())
+	if err != nil {
+		return err
+	}
 	walls, err := sandbox.NewWalls(h.stage, sandbox.Config{
 		Program: programName(instance.RoleCompile), Base: dir.Name(), Namespaces: ns,
 		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}, Labels: labels,
+		Rlimits: compileLimits(bounds), OOMScoreAdj: &compileOOMScore,
 	})
 	if err != nil {
 		return err
 	}
 	defer walls.Close()
-	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022}, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022}, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -329,6 +354,24 @@ func (c *container) endExecs() {
 		_ = p.kill(unix.SIGKILL) // gone already, or will be
 		<-p.done
 	}
+}
+
+// followMemoryLimit tells the processes of the container what its limit is now.
+func (c *container) followMemoryLimit() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit, err := c.cgroup.MemoryLimit()
+	if err != nil {
+		return err
+	}
+	for _, p := range append(slices.Collect(maps.Values(c.execs)), c.init) {
+		p.mu.Lock()
+		if p.child != nil {
+			p.child.memory.Set(limit)
+		}
+		p.mu.Unlock()
+	}
+	return nil
 }
 
 // process finds a process of the container; an empty id is the first one's.

@@ -90,6 +90,10 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			p.child = c
 			p.mu.Unlock()
 			p.streams.handOver()
+			// It may have changed meanwhile.
+			if err := p.container.followMemoryLimit(); err != nil {
+				log.G(ctx).WithError(err).WithField("id", p.id()).Warn("memory limit")
+			}
 			return nil
 		}
 		var e *instance.Error
@@ -122,9 +126,21 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	if err := cgroupMade(); err != nil {
 		return nil, err
 	}
+	limits, err := p.container.limits()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = limits.explain(err)
+			if p.execID != "" {
+				p.container.host.tellOOM(p.container.id, p.container.cgroup)
+			}
+		}
+	}()
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, instance.RoleInstance, p.container.bundle.instanceConfig(p.spec), walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, instance.RoleInstance, p.container.bundle.instanceConfig(p.spec), limits.memory, walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {
@@ -201,6 +217,13 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.E
 	span.SetAttributes(telemetry.ModulePath.String(entry.Path))
 	if err := module.Check(f); err != nil {
 		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() > module.MaxSize {
+		err = fmt.Errorf("it has %d bytes: %d are the most: %w", info.Size(), int64(module.MaxSize), errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	host := p.container.host
 	a, err := host.cache.Get(ctx, f, p.container.compilerOf(p.spec))

@@ -125,3 +125,41 @@ func (h *host) tellOOM(id string, c *cgroup.Cgroup) {
 		h.outbox.send(&eventstypes.TaskOOM{ContainerID: id})
 	}
 }
+
+// launchLimits are the limits of a cgroup that a process may be launched in vain
+// for, and how often they have been in the way.
+type launchLimits struct {
+	cgroup         *cgroup.Cgroup
+	memory         uint64 // bytes; 0 is none
+	kills, refused uint64
+}
+
+func (c *container) limits() (l launchLimits, err error) {
+	l.cgroup = c.cgroup
+	if l.memory, err = c.cgroup.MemoryLimit(); err != nil {
+		return l, err
+	}
+	l.kills, l.refused, err = l.counts()
+	return l, err
+}
+
+func (l launchLimits) counts() (kills, refused uint64, err error) {
+	kills, err = l.cgroup.OOMKills()
+	refused, e := l.cgroup.PidsRefused()
+	return kills, refused, errors.Join(err, e)
+}
+
+// explain names the limit that has been in the way of a launch which failed with
+// err, if one has. The error then unwraps to [errdefs.ErrInvalidArgument].
+func (l launchLimits) explain(err error) error {
+	kills, refused, e := l.counts()
+	switch {
+	case e != nil: // the cgroup is gone
+	case kills > l.kills:
+		return fmt.Errorf("the memory limit of the container, %d bytes, is too small to load the module: %w: %w", l.memory, err, errdefs.ErrInvalidArgument)
+	case refused > l.refused:
+		pids, _ := l.cgroup.PidsLimit() // only to say so
+		return fmt.Errorf("the pids limit of the container, %d processes and threads, is too small: %w: %w", pids, err, errdefs.ErrInvalidArgument)
+	}
+	return err
+}

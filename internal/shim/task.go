@@ -197,6 +197,9 @@ func (c *container) Update(_ context.Context, r *taskapi.UpdateTaskRequest) (*pt
 		return nil, err
 	}
 	err := update(c.cgroup, r.Resources)
+	if err == nil {
+		err = c.followMemoryLimit()
+	}
 	if err != nil && exited() != nil {
 		err = exited() // and may have been deleted, with its cgroup
 	}

@@ -1,0 +1,99 @@
+package instance
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/tetratelabs/wazero/experimental"
+	"golang.org/x/sys/unix"
+)
+
+// CompileBounds is what compiling one module may take. A module that is made to
+// could otherwise take all of a machine.
+type CompileBounds struct {
+	Memory uint64        // bytes
+	CPU    time.Duration // of all processors together
+}
+
+// NewCompileBounds are those for a module of size bytes: see RATIONALE.md, "What
+// may compiling a module take?".
+func NewCompileBounds(size int64) (CompileBounds, error) {
+	var machine unix.Sysinfo_t
+	if err := unix.Sysinfo(&machine); err != nil {
+		return CompileBounds{}, fmt.Errorf("sysinfo: %w", err)
+	}
+	half := machine.Totalram * uint64(machine.Unit) / 2
+	return CompileBounds{
+		Memory: min(256<<20+64*uint64(size), half),
+		CPU:    time.Minute + time.Duration(size)*10*time.Second>>20,
+	}, nil
+}
+
+// exceeded says which of the bounds this process has come to, if one.
+func (b CompileBounds) exceeded() error {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		return fmt.Errorf("resource usage: %w", err)
+	}
+	cpu := time.Duration(used.Utime.Nano() + used.Stime.Nano())
+	switch {
+	case uint64(used.Maxrss)<<10 > b.Memory:
+		return fmt.Errorf("compiling it needed more than %d MiB of memory, all that a module of its size may", b.Memory>>20)
+	case cpu > b.CPU:
+		return fmt.Errorf("compiling it needed more than %v of processor time, all that a module of its size may", b.CPU.Round(time.Second))
+	}
+	return nil
+}
+
+// compile compiles the module f into [sandbox.Attached], and returns its size in
+// bytes. After an error compiling may go on, until the process ends.
+func compile(ctx context.Context, f *os.File) (int64, error) {
+	code, err := readModule(f)
+	if err != nil {
+		return 0, err
+	}
+	bounds, err := NewCompileBounds(int64(len(code)))
+	if err != nil {
+		return 0, err
+	}
+	debug.SetMemoryLimit(int64(bounds.Memory))
+	r, err := newRuntime(ctx)
+	if err != nil {
+		return 0, err
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.CompileModule(experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0)), code)
+		done <- err
+	}()
+	for look := time.Tick(20 * time.Millisecond); ; {
+		select {
+		case err := <-done:
+			if err != nil {
+				return 0, fmt.Errorf("not a valid WebAssembly module: %w", err)
+			}
+			return int64(len(code)), nil
+		case <-look:
+			if err := bounds.exceeded(); err != nil {
+				return 0, err
+			}
+		}
+	}
+}
+
+func readModule(f *os.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	code := make([]byte, info.Size())
+	if _, err := f.ReadAt(code, 0); err != nil && err != io.EOF {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
+	return code, nil
+}

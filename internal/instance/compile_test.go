@@ -1,0 +1,38 @@
+package instance
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTheBoundsOfACompilationGrowWithTheModule(t *testing.T) {
+	small, err := NewCompileBounds(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := NewCompileBounds(20 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if large.Memory <= small.Memory || large.CPU <= small.CPU {
+		t.Errorf("%+v and %+v", small, large)
+	}
+	if err := small.exceeded(); err != nil {
+		t.Error(err)
+	}
+	if huge, err := NewCompileBounds(1 << 30); err != nil || huge.Memory > 60<<30 || huge.CPU > 4*time.Hour {
+		t.Errorf("%+v, %v", huge, err)
+	}
+}
+
+func TestABoundIsNamedWhenItIsExceeded(t *testing.T) {
+	for says, b := range map[string]CompileBounds{
+		"1 MiB of memory":      {Memory: 1 << 20, CPU: time.Hour},
+		"0s of processor time": {Memory: 1 << 40},
+	} {
+		if err := b.exceeded(); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+}
