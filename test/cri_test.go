@@ -192,7 +192,8 @@ func TestContract03TheStatusOfAContainer(t *testing.T) {
 		{"it did well", []string{"exit", "0"}, 0, "Completed", nil},
 		{"it failed", []string{"exit", "3"}, 3, "Error", nil},
 		{"it trapped", []string{"trap"}, 2, "Error", nil}, // a panic of Go
-		{"it used too much memory", []string{"grow", "256"}, 137, "OOMKilled", []option{memory}},
+		{"it used too much memory", []string{"fill", "/dev/shm/f", "60"}, 137, "OOMKilled", []option{memory}},
+		{"it was refused more memory", []string{"grow", "256"}, 2, "Error", []option{memory}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := p.in(t)

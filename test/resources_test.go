@@ -252,7 +252,7 @@ func TestContract21StatsAreTrueFromCreateToDelete(t *testing.T) {
 func TestContract22AnOOMKillIsAnEventBeforeTheExit(t *testing.T) {
 	n := useNode(t)
 	rec := record(t, n)
-	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "500"), oci.WithMemoryLimit(100*mib), oci.WithMemorySwap(100*mib))
+	b := container(t, n, app(t, n, "limits-c.wasm"), args("/app.wasm", "file", "/dev/shm/f", "60"), oci.WithMemoryLimit(50*mib), oci.WithMemorySwap(50*mib))
 	b.mustCreate(t)
 	b.mustStart(t)
 	if got := b.exit(t); got != 137 {
@@ -399,23 +399,23 @@ func ptr[T any](v T) *T { return &v }
 func TestContract23AnUpdateIsInForce(t *testing.T) {
 	n := useNode(t)
 	rec := record(t, n)
-	b := container(t, n, app(t, n, "memory-c.wasm"), args("/app.wasm", "stdin", "500"), oci.WithPidsLimit(77))
+	b := container(t, n, app(t, n, "limits-c.wasm"), args("/app.wasm", "later", "/dev/shm/f", "60"), oci.WithPidsLimit(77))
 	b.mustCreate(t, true)
-	if err := update(b, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](200 * mib), Swap: ptr[int64](200 * mib)}}); err != nil {
+	if err := update(b, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr[int64](100 * mib), Swap: ptr[int64](100 * mib)}}); err != nil {
 		t.Fatalf("created: %v", err)
 	}
 	b.mustStart(t)
-	if got := stats(t, b); got.memoryLimit != 200*mib || got.pidsLimit != 77 {
-		t.Errorf("%+v, want a memory limit of 200 MiB and the old one of processes, 77", got)
+	if got := stats(t, b); got.memoryLimit != 100*mib || got.pidsLimit != 77 {
+		t.Errorf("%+v, want a memory limit of 100 MiB and the old one of processes, 77", got)
 	}
 	if err := update(b, &specs.LinuxResources{
-		Memory: &specs.LinuxMemory{Limit: ptr[int64](100 * mib), Swap: ptr[int64](100 * mib)},
+		Memory: &specs.LinuxMemory{Limit: ptr[int64](50 * mib), Swap: ptr[int64](50 * mib)},
 		Pids:   &specs.LinuxPids{Limit: ptr[int64](88)}, CPU: &specs.LinuxCPU{Shares: ptr[uint64](512)},
 	}); err != nil {
 		t.Fatalf("running: %v", err)
 	}
-	if got := stats(t, b); got.memoryLimit != 100*mib || got.pidsLimit != 88 {
-		t.Errorf("%+v, want a memory limit of 100 MiB and one of 88 processes", got)
+	if got := stats(t, b); got.memoryLimit != 50*mib || got.pidsLimit != 88 {
+		t.Errorf("%+v, want a memory limit of 50 MiB and one of 88 processes", got)
 	}
 	file, want := filepath.Join("/sys/fs/cgroup/cpu", node.Namespace, b.ID(), "cpu.shares"), "512"
 	if cgroups.IsCgroup2UnifiedMode() {
@@ -425,7 +425,7 @@ func TestContract23AnUpdateIsInForce(t *testing.T) {
 	if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != want {
 		t.Errorf("%s: %s, %v: want %s", file, got, err, want)
 	}
-	// And now it takes 500 MiB.
+	// And now it takes 60 MiB, where nothing but the kernel is in its way: in a tmpfs.
 	b.stdin.Close()
 	b.closeStdin(t)
 	if got := b.exit(t); got != 137 {

@@ -227,7 +227,7 @@ func TestContract24AnOOMKillInAScope(t *testing.T) {
 		return // see the test above
 	}
 	rec := record(t, n)
-	s := scopes(t, n, "memory-c.wasm", args("/app.wasm", "500"), oci.WithMemoryLimit(100*mib), oci.WithMemorySwap(100*mib))["by option"]()
+	s := scopes(t, n, "limits-c.wasm", args("/app.wasm", "file", "/dev/shm/f", "60"), oci.WithMemoryLimit(50*mib), oci.WithMemorySwap(50*mib))["by option"]()
 	cgroup := show(t, s.unit)["ControlGroup"]
 	s.mustStart(t)
 	if got := s.exit(t); got != 137 {

@@ -464,11 +464,21 @@ func TestAGuestThatFailsFailsAPodThatIsNeverRestarted(t *testing.T) {
 
 func TestAGuestOverItsMemoryLimitIsOOMKilled(t *testing.T) {
 	t.Parallel()
-	w := wasm("grow", "400", "idle")
-	w.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("200Mi")}
+	w := wasm("fill", "/dev/shm/f", "60", "idle") // of the guest's own memory there is no more than its limit
+	w.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
 	pod := phase(t, create(t, corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{w}}), corev1.PodFailed)
 	if s := status(pod, "wasm").State.Terminated; s == nil || s.ExitCode != 137 || s.Reason != "OOMKilled" {
 		t.Errorf("the container ended with %+v, want 137, OOMKilled", s)
+	}
+}
+
+func TestAGuestIsRefusedMemoryOverItsLimit(t *testing.T) {
+	t.Parallel()
+	w := wasm("grow", "400", "idle")
+	w.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("200Mi")}
+	pod := phase(t, create(t, corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{w}}), corev1.PodFailed)
+	if s := status(pod, "wasm").State.Terminated; s == nil || s.ExitCode != 2 || s.Reason != "Error" {
+		t.Errorf("the container ended with %+v, want 2, as a Go program out of memory", s)
 	}
 }
 

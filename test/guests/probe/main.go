@@ -112,11 +112,31 @@ func do(what string, next func() string) error {
 			b[i] = 1
 		}
 		fmt.Println("grown:", len(b)>>20)
+	case "fill": // a file with that many MiB
+		name := next()
+		n, err := strconv.Atoi(next())
+		if err != nil {
+			return err
+		}
+		f, err := os.Create(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		block := make([]byte, 1<<20)
+		for range n {
+			if _, err := f.Write(block); err != nil {
+				return err
+			}
+		}
+		fmt.Println("filled:", n)
 	case "garbage": // makes work for the collector, and never calls the host
 		var keep [64][]byte
 		for i := 0; ; i++ {
 			keep[i%len(keep)] = make([]byte, 1<<14)
 		}
+	case "recurse":
+		fmt.Println("depth:", descend(0))
 	case "exit":
 		n, err := strconv.Atoi(next())
 		if err != nil {
@@ -133,6 +153,13 @@ func do(what string, next func() string) error {
 		return fmt.Errorf("unknown: %q", what)
 	}
 	return nil
+}
+
+func descend(n int) int {
+	if n < 0 {
+		return n
+	}
+	return descend(n+1) + n
 }
 
 type zeros struct{}
