@@ -111,6 +111,9 @@ type budget struct {
 	limit *MemoryLimit
 	code  uint64 // the compiled module, bytes
 	stack uint64 // of the guest's calls, bytes
+	// What the engine had when it was last asked to give back what it could. A guest
+	// may ask for more than there is again and again.
+	floor uint64
 }
 
 // kernelRoom is what the kernel charges a container for that is not memory of its
@@ -166,14 +169,15 @@ func (b *budget) allows(size uint64) bool {
 		return true
 	}
 	rest := b.rest(limit, size)
-	if rest < engineRoom(limit) {
-		return false
-	}
-	if goMemory() > rest-engineRoom(limit) {
+	room := engineRoom(limit)
+	used := goMemory()
+	if used+room > rest && b.floor+room <= rest && used > b.floor+room/2 {
 		debug.FreeOSMemory()
-		if goMemory() > rest-engineRoom(limit) {
-			return false
-		}
+		used = goMemory()
+		b.floor = used
+	}
+	if used+room > rest {
+		return false
 	}
 	b.leave(size)
 	return true

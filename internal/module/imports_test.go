@@ -160,6 +160,49 @@ func TestAKindOfImportHasAName(t *testing.T) {
 	}
 }
 
+func TestTheMemoryOfAModule(t *testing.T) {
+	memory := func(b ...byte) []byte { return wasm(types, sectionOf(memorySection, b)) }
+	for _, tt := range []struct {
+		name        string
+		code        []byte
+		least, most uint64
+		wrong       bool
+	}{
+		{"no sections", wasm(), 0, 0, false},
+		{"no memory", memory(0), 0, 0, false},
+		{"without a most", memory(1, 0, 3), 3, 65536, false},
+		{"with one", memory(1, 1, 3, 7), 3, 7, false},
+		{"shared", memory(1, 3, 3, 7), 3, 7, false},
+		{"all there can be", memory(1, 1, 0x80, 0x80, 4, 0x80, 0x80, 4), 65536, 65536, false},
+		{"more than there can be", memory(1, 0, 0x81, 0x80, 4), 0, 0, true},
+		{"a most of more", memory(1, 1, 1, 0x81, 0x80, 4), 0, 0, true},
+		{"a most below its least", memory(1, 1, 2, 1), 0, 0, true},
+		{"cut short", memory(1, 1, 2), 0, 0, true},
+		{"cut shorter", memory(1, 1, 0x80), 0, 0, true},
+		{"a section cut short", wasm([]byte{memorySection, 9, 1}), 0, 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			least, most, err := Memory(tt.code)
+			if (err != nil) != tt.wrong {
+				t.Fatalf("got error %v", err)
+			}
+			if err == nil && (least != tt.least || most != tt.most) {
+				t.Errorf("got %d to %d, want %d to %d", least, most, tt.least, tt.most)
+			}
+		})
+	}
+}
+
+func FuzzMemory(f *testing.F) {
+	f.Add(wasm(types, sectionOf(memorySection, []byte{1, 1, 3, 7})))
+	f.Add(wasm([]byte{memorySection, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}))
+	f.Fuzz(func(t *testing.T, code []byte) {
+		if least, most, err := Memory(code); err == nil && (least > most || most > 65536) {
+			t.Errorf("%d to %d pages", least, most)
+		}
+	})
+}
+
 func FuzzImports(f *testing.F) {
 	f.Add([]byte(nil))
 	f.Add(wasm())
