@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <wasi/api.h>
 
@@ -44,8 +45,13 @@ static int descend(volatile int depth) {
 int main(int argc, char **argv) {
 	const char *what = argc > 1 ? argv[1] : "";
 	setvbuf(stdout, NULL, _IOLBF, 256);
-	if (strcmp(what, "memory") == 0) {
-		say("mib", memory());
+	if (strcmp(what, "memory") == 0) { /* and calls its host, which has no less to do then */
+		unsigned long mib = memory();
+		struct stat st;
+		for (int i = 0; i < 20000; i++)
+			if (stat("/", &st) != 0)
+				return 1;
+		say("mib", mib);
 	} else if (strcmp(what, "again") == 0) { /* for every line of its input, and keeps it */
 		for (int c; (c = getchar()) != EOF;)
 			if (c == '\n')
