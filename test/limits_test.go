@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
@@ -22,6 +23,10 @@ func withMemory(mib int) oci.SpecOpts {
 	limit := int64(mib) << 20
 	return oci.Compose(oci.WithMemoryLimit(uint64(limit)), oci.WithMemorySwap(limit))
 }
+
+// smallest is the limit that a tiny module can run with, in MiB. Version 2 of cgroups
+// counts more of what the kernel itself takes.
+var smallest = map[bool]int{false: 4, true: 8}[cgroups.IsCgroup2UnifiedMode()]
 
 // number is what a guest has said of something.
 func number(t *testing.T, output, what string) int {
@@ -48,7 +53,7 @@ func TestMemoryOverTheLimitIsRefusedToAGuest(t *testing.T) {
 			t.Errorf("events %v, want %v", got, want)
 		}
 	}
-	for _, tt := range []struct{ limit, least int }{{8, 0}, {16, 2}, {32, 12}, {64, 35}, {256, 200}} {
+	for _, tt := range []struct{ limit, least int }{{smallest + 4, 0}, {16, 2}, {32, 12}, {64, 35}, {256, 200}} {
 		t.Run(fmt.Sprintf("C with %d MiB", tt.limit), func(t *testing.T) {
 			b, status := run(t, n, app(t, n, "limits-c.wasm"), args("/app.wasm", "memory"), withMemory(tt.limit))
 			if status != 0 {
@@ -108,7 +113,7 @@ func TestAGuestWithoutALimitHasWhatItAsksFor(t *testing.T) {
 
 func TestTheSmallestLimitThatATinyModuleRunsWith(t *testing.T) {
 	n := useNode(t)
-	b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"), withMemory(4))
+	b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"), withMemory(smallest))
 	if status != 0 || b.stdout.String() != "hello\n" {
 		t.Errorf("status %d, %q, %q", status, b.stdout, b.stderr)
 	}
@@ -123,7 +128,7 @@ func TestALimitThatAModuleCannotRunWithIsAnErrorOfCreate(t *testing.T) {
 		b.remove()
 	})
 	t.Run("it cannot be loaded", func(t *testing.T) {
-		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm"), withMemory(8))
+		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm"), withMemory(8)) // of 27
 		wantError(t, b.create(), errdefs.ErrInvalidArgument, "memory limit", "8388608")
 		b.remove()
 	})
@@ -204,7 +209,7 @@ func TestInfiniteRecursionIsATrap(t *testing.T) {
 		says   string
 		limits []int
 	}{
-		{"recurse.wasm", nil, "stack overflow", []int{0, 4, 16, 128}},
+		{"recurse.wasm", nil, "stack overflow", []int{0, smallest, 16, 128}},
 		{"recurseindirect.wasm", nil, "stack overflow", []int{0, 16}},
 		{"recursehost.wasm", nil, "stack overflow", []int{0, 16}},
 		{"limits-c.wasm", []string{"recurse"}, "out of bounds memory access", []int{0}}, // of C's own stack, in its memory

@@ -30,7 +30,7 @@ func NewCompileBounds(size int64) (CompileBounds, error) {
 	half := machine.Totalram * uint64(machine.Unit) / 2
 	return CompileBounds{
 		Memory: min(256<<20+64*uint64(size), half),
-		CPU:    time.Minute + time.Duration(size)*10*time.Second>>20,
+		CPU:    5*time.Minute + time.Duration(size)*time.Minute>>20,
 	}, nil
 }
 

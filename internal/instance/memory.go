@@ -201,7 +201,7 @@ func (b *budget) leave(size uint64) {
 	if limit == 0 {
 		return
 	}
-	debug.SetMemoryLimit(int64(max(b.rest(limit, size), goMemory()+engineRoom(limit))+untouched))
+	debug.SetMemoryLimit(int64(max(b.rest(limit, size), goMemory()+engineRoom(limit)) + untouched))
 }
 
 // goMemory is what the Go runtime has in use, bytes.
