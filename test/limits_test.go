@@ -28,8 +28,8 @@ func withMemory(mib int) oci.SpecOpts {
 // counts more of what the kernel itself takes.
 var smallest = map[bool]int{false: 4, true: 8}[cgroups.IsCgroup2UnifiedMode()]
 
-// number is what a guest has said of something.
-func number(t *testing.T, output, what string) int {
+// said is what a guest has said of something.
+func said(t *testing.T, output, what string) int {
 	t.Helper()
 	for _, line := range slices.Backward(strings.Split(output, "\n")) {
 		if v, ok := strings.CutPrefix(line, what+": "); ok {
@@ -59,7 +59,7 @@ func TestMemoryOverTheLimitIsRefusedToAGuest(t *testing.T) {
 			if status != 0 {
 				t.Fatalf("status %d, %q", status, b.stderr)
 			}
-			if got := number(t, b.stdout.String(), "mib"); got < tt.least || got > tt.limit {
+			if got := said(t, b.stdout.String(), "mib"); got < tt.least || got > tt.limit {
 				t.Errorf("malloc gave %d MiB, want %d to %d", got, tt.least, tt.limit)
 			}
 			events(t, b)
@@ -88,7 +88,7 @@ func TestMemoryOverTheLimitIsRefusedToAGuest(t *testing.T) {
 		if status := e.finish(t, b.ctx); status != 0 {
 			t.Errorf("status %d", status)
 		}
-		if got := number(t, e.stdout.String(), "mib"); got < 35 || got > 64 {
+		if got := said(t, e.stdout.String(), "mib"); got < 35 || got > 64 {
 			t.Errorf("malloc gave %d MiB, want 35 to 64", got)
 		}
 	})
@@ -152,7 +152,7 @@ func TestAnUpdateMovesTheBoundOfARunningGuest(t *testing.T) {
 		lines := strings.Count(b.stdout.String(), "\n")
 		fmt.Fprintln(b.stdin)
 		eventually(t, "an answer", func() bool { return strings.Count(b.stdout.String(), "\n") > lines })
-		return number(t, b.stdout.String(), "more")
+		return said(t, b.stdout.String(), "more")
 	}
 	if got := more(); got < 35 || got > 64 {
 		t.Errorf("%d MiB, want 35 to 64", got)

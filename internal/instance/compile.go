@@ -40,6 +40,7 @@ func (b CompileBounds) exceeded() error {
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
 		return fmt.Errorf("resource usage: %w", err)
 	}
+	// The peak is, until this process has had more, the shim's: an exec keeps it.
 	cpu := time.Duration(used.Utime.Nano() + used.Stime.Nano())
 	switch {
 	case uint64(used.Maxrss)<<10 > b.Memory:
