@@ -47,7 +47,7 @@ func TestAProcessWhoseParentIsStrandedIsEndedAndNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(walls.Close)
-		return startChild(t.Context(), instance.RoleInstance, instance.Config{}, walls, place, [3]*os.File{})
+		return startChild(t.Context(), instance.RoleInstance, instance.Config{}, 0, walls, place, [3]*os.File{})
 	}
 	other, err := start(nil)
 	if err != nil {
