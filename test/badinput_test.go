@@ -111,6 +111,7 @@ func TestBadSpecifications(t *testing.T) {
 		{"an unknown option", change(func(s *oci.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"sideways"}})
 		}), []string{"/x", "sideways"}},
+		{"an unknown propagation", change(func(s *oci.Spec) { s.Linux.RootfsPropagation = "sideways" }), []string{"rootfsPropagation", "sideways"}},
 		{"an unknown file system", change(func(s *oci.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "nofs"}) }), []string{"/x", "nofs"}},
 		{"a user namespace", change(func(s *oci.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})

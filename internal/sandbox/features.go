@@ -11,7 +11,7 @@ import (
 //
 // [specs.Mount]: https://github.com/opencontainers/runtime-spec/blob/main/config.md#mounts
 func MountOptions() []string {
-	all := []string{"bind", "rbind", "idmap", "ridmap", "tmpcopyup"}
+	all := []string{"bind", "rbind", "tmpcopyup"} // mapped ids are an extension of their own
 	for option := range attributes {
 		all = append(all, option, "r"+option)
 	}

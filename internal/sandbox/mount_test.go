@@ -14,63 +14,63 @@ import (
 )
 
 func TestMountOptionsAreSortedByWhoTakesThem(t *testing.T) {
-	private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	for _, tt := range []struct {
 		options string
 		want    mountOptions
 	}{
-		{"", mountOptions{attrRecursive: private}},
-		{"defaults", mountOptions{attrRecursive: private}},
-		{"bind", mountOptions{bind: true, attrRecursive: private}},
-		{"rbind", mountOptions{bind: true, recursive: true, attrRecursive: private}},
+		{"", mountOptions{}},
+		{"defaults", mountOptions{}},
+		{"bind", mountOptions{bind: true}},
+		{"rbind", mountOptions{bind: true, recursive: true}},
 		{"rbind,rprivate,ro", mountOptions{
-			bind: true, recursive: true, attrRecursive: private,
+			bind: true, recursive: true,
 			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY},
 		}},
-		{"bind,idmap", mountOptions{bind: true, mapped: true, attrRecursive: private}},
-		{"rbind,ridmap", mountOptions{bind: true, recursive: true, mapped: true, idmap: unix.AT_RECURSIVE, attrRecursive: private}},
-		{"rslave", mountOptions{follow: true, attrRecursive: private}},
-		{"rbind,shared", mountOptions{bind: true, recursive: true, follow: true, attrRecursive: private}},
-		{"slave,private", mountOptions{attrRecursive: private}},
-		{"unbindable,silent,iversion", mountOptions{attrRecursive: private}},
-		{"tmpcopyup,size=1m", mountOptions{copyUp: true, attrRecursive: private, data: []string{"size=1m"}}},
-		{"sync,lazytime,nomand", mountOptions{attrRecursive: private, flags: []string{"sync", "lazytime", "nomand"}}},
+		{"bind,idmap", mountOptions{bind: true, mapped: true}},
+		{"rbind,ridmap", mountOptions{bind: true, recursive: true, mapped: true, idmap: unix.AT_RECURSIVE}},
+		{"rslave", mountOptions{follow: true}},
+		{"rbind,shared", mountOptions{bind: true, recursive: true, follow: true}},
+		{"slave,private", mountOptions{}},
+		{"unbindable,silent,iversion", mountOptions{}},
+		{"tmpcopyup,size=1m", mountOptions{copyUp: true, data: []string{"size=1m"}}},
+		{"sync,lazytime,nomand", mountOptions{flags: []string{"sync", "lazytime", "nomand"}}},
 		{"nosuid,nodev,noexec,nodiratime,nosymfollow", mountOptions{
-			attrRecursive: private,
+
 			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
 				unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW},
 		}},
 		{"suid,dev,exec,diratime,symfollow,rw", mountOptions{
-			attrRecursive: private,
+
 			attr: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
 				unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR_RDONLY},
 		}},
-		{"ro,rw", mountOptions{attrRecursive: private, attr: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}}},
+		{"ro,rw", mountOptions{attr: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}}},
 		{"rw,ro", mountOptions{
-			attrRecursive: private,
-			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_RDONLY},
+
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Attr_clr: unix.MOUNT_ATTR_RDONLY},
 		}},
 		{"noatime", mountOptions{
-			attrRecursive: private,
-			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
 		}},
 		{"noatime,strictatime", mountOptions{
-			attrRecursive: private,
-			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_STRICTATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
 		}},
 		{"noatime,relatime", mountOptions{
-			attrRecursive: private,
-			attr:          unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
+
+			attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RELATIME, Attr_clr: unix.MOUNT_ATTR__ATIME},
 		}},
-		{"norelatime", mountOptions{attrRecursive: private}},
-		{"noatime,atime", mountOptions{attrRecursive: private}},
-		{"ro,strictatime,nostrictatime", mountOptions{attrRecursive: private, attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}}},
+		{"norelatime", mountOptions{}},
+		{"noatime,atime", mountOptions{}},
+		{"noatime,norelatime", mountOptions{attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOATIME, Attr_clr: unix.MOUNT_ATTR__ATIME}}},
+		{"ro,strictatime,nostrictatime", mountOptions{attr: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}}},
 		{"rro,rnosuid", mountOptions{
-			attrRecursive: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE},
+			attrRecursive: unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID},
 		}},
-		{"rrw", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}}},
-		{"rrelatime", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR__ATIME, Propagation: unix.MS_PRIVATE}}},
-		{"size=64k,mode=1777,rsize=1", mountOptions{attrRecursive: private, data: []string{"size=64k", "mode=1777", "rsize=1"}}},
+		{"rrw", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}}},
+		{"rrelatime", mountOptions{attrRecursive: unix.MountAttr{Attr_clr: unix.MOUNT_ATTR__ATIME}}},
+		{"size=64k,mode=1777,rsize=1", mountOptions{data: []string{"size=64k", "mode=1777", "rsize=1"}}},
 	} {
 		t.Run(tt.options, func(t *testing.T) {
 			got := parseMountOptions(strings.Split(tt.options, ","))

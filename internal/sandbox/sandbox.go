@@ -69,6 +69,8 @@ type Config struct {
 	MemoryPolicy *specs.LinuxMemoryPolicy
 	// TimeOffsets, unless nil, ask for a time namespace: see [TimeOffsets].
 	TimeOffsets map[string]specs.LinuxTimeOffset
+
+	kernelMounts []string // of the host
 }
 
 // Check looks whether a process can have the labels, the scheduling, the memory

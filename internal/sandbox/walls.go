@@ -31,8 +31,12 @@ type Walls struct {
 	staging int // the mount of the staging root, which is the mount namespace's
 	tree    int // the mount of the container's root file system
 	rootfs  int // O_PATH of the container's root, mounts and all
+	// the root file system came with kernel file systems in it
+	kernel bool
 	// what is mounted for each of cfg.Mounts; nil for what is not
 	sources []*source
+	// nil where no mount is to be followed
+	follower *Follower
 }
 
 // NewWalls makes the mount namespace, whose root is the staging root, and the UTS
@@ -173,7 +177,10 @@ func (w *Walls) Limit(pid int) error {
 // Build makes the mounts, and takes the host's files out of the mount namespace.
 // In between it calls hooks, unless that is nil: the container's root file system
 // is then at its path of the host, for [Walls.RunHook].
-func (w *Walls) Build(hooks func() error) error {
+func (w *Walls) Build(hooks func() error) (err error) {
+	if w.follower, err = newFollower(w.cfg); err != nil { // not on the thread: these are the host's mounts
+		return err
+	}
 	if err := w.thread.do(func() error { return w.mount(hooks != nil) }); err != nil {
 		return err
 	}
@@ -246,6 +253,12 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	if cfg.Rootfs == "" {
 		return nil
 	}
+	if !w.borrowed() {
+		if w.cfg.kernelMounts, err = listKernelMounts(); err != nil {
+			return err
+		}
+		cfg = w.cfg
+	}
 	if w.tree, err = w.cloneRootfs(); err != nil {
 		return err
 	}
@@ -316,7 +329,17 @@ func (w *Walls) leaveHost(hooked bool) error {
 // mount namespace where it is mounted, which is the one place the kernel allows.
 func (w *Walls) cloneRootfs() (tree int, err error) {
 	clone := func() error {
-		tree, err = unix.OpenTree(unix.AT_FDCWD, w.cfg.Rootfs, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		place, err := unix.Open(w.cfg.Rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: err}
+		}
+		defer unix.Close(place)
+		if !w.borrowed() { // a container has no procfs to ask
+			if w.kernel, err = holdsKernelFilesystem(place, w.cfg.kernelMounts); err != nil {
+				return fmt.Errorf("open root file system: %w", err)
+			}
+		}
+		tree, err = unix.OpenTree(place, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 		if err != nil {
 			return &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: needsKernel(err)}
 		}
@@ -349,8 +372,10 @@ func (w *Walls) assemble() error {
 	if w.borrowed() {
 		return nil
 	}
-	if err := detachKernelFilesystems(w.tree); err != nil {
-		return err
+	if w.kernel {
+		if err := detachKernelFilesystems(w.tree); err != nil {
+			return err
+		}
 	}
 	for i, s := range w.sources {
 		if s == nil {
@@ -375,6 +400,9 @@ func (w *Walls) finish(hooked bool) error {
 			return err
 		}
 	}
+	if err := w.makeCwd(); err != nil {
+		return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
+	}
 	for _, path := range w.cfg.MaskedPaths {
 		if err := cover(w.tree, path, openNothing); err != nil {
 			return fmt.Errorf("mask %s: %w", path, err)
@@ -383,30 +411,6 @@ func (w *Walls) finish(hooked bool) error {
 	for _, path := range w.cfg.ReadonlyPaths {
 		if err := cover(w.tree, path, openItself); err != nil {
 			return fmt.Errorf("make %s read-only: %w", path, err)
-		}
-	}
-	back, err := w.cfg.IDs.makeFilesAs()
-	if err != nil {
-		return err
-	}
-	defer back()
-	if w.cfg.Cwd != "" {
-		var cwd int
-		if w.borrowed() {
-			cwd, err = openInRoot(w.tree, w.cfg.Cwd, unix.O_PATH)
-		} else {
-			cwd, _, err = makeTarget(w.tree, w.cfg.Cwd, true)
-		}
-		if err != nil {
-			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
-		}
-		defer unix.Close(cwd)
-		var st unix.Stat_t
-		if err := unix.Fstat(cwd, &st); err != nil {
-			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return fmt.Errorf("cwd %s: %w", w.cfg.Cwd, unix.ENOTDIR)
 		}
 	}
 	for i, s := range w.sources {
@@ -428,6 +432,36 @@ func (w *Walls) finish(hooked bool) error {
 		return fmt.Errorf("open root file system: %w", err)
 	}
 	w.rootfs = rootfs
+	return nil
+}
+
+// makeCwd makes the working directory where the image lacks it.
+func (w *Walls) makeCwd() error {
+	if w.cfg.Cwd == "" {
+		return nil
+	}
+	back, err := w.cfg.IDs.makeFilesAs()
+	if err != nil {
+		return err
+	}
+	defer back()
+	var cwd int
+	if w.borrowed() {
+		cwd, err = openInRoot(w.tree, w.cfg.Cwd, unix.O_PATH)
+	} else {
+		cwd, _, err = makeTarget(w.tree, w.cfg.Cwd, true)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(cwd)
+	var st unix.Stat_t
+	if err := unix.Fstat(cwd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return unix.ENOTDIR
+	}
 	return nil
 }
 
@@ -474,10 +508,22 @@ func (w *Walls) Enter() error {
 	})
 }
 
+// Follower is for the caller to run, once the process is in its root file system;
+// nil where the container is to see no mounts of later. Walls.Close closes it, unless it
+// has been taken.
+func (w *Walls) Follower() *Follower {
+	f := w.follower
+	w.follower = nil
+	return f
+}
+
 // Close frees what building the walls took. They stand for as long as their
 // process lives.
 func (w *Walls) Close() {
 	w.thread.close()
+	if w.follower != nil {
+		w.follower.host.Close()
+	}
 	for _, fd := range []int{w.staging, w.tree, w.rootfs} {
 		if fd >= 0 {
 			unix.Close(fd)

@@ -69,6 +69,7 @@ type specLinux struct {
 	MaskedPaths   []string            `json:"maskedPaths"`
 	ReadonlyPaths []string            `json:"readonlyPaths"`
 	Seccomp       *specs.LinuxSeccomp `json:"seccomp"`
+	Propagation   string              `json:"rootfsPropagation"`
 }
 
 const configFile = "config.json"
@@ -176,6 +177,9 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	}
 	if err := checkHooks(s.Hooks); err != nil {
 		return sandbox.Config{}, err
+	}
+	if err := sandbox.CheckPropagation(s.Linux.Propagation); err != nil {
+		return sandbox.Config{}, fmt.Errorf("linux.rootfsPropagation: %w", err)
 	}
 	ns, err := sandbox.NewNamespaces(s.Linux.Namespaces)
 	if err != nil {

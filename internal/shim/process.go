@@ -41,6 +41,8 @@ type process struct {
 	settled chan struct{} // guarded by mu; closed when no start is in flight
 	exit    exitStatus    // valid once done is closed
 	done    chan struct{} // closed once the exit has been recorded and sent
+
+	following sync.WaitGroup // of the child's mounts
 }
 
 // newProcess opens the streams of a process. They are closed by its release.
@@ -138,11 +140,18 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	if !stop() {
 		err = context.Cause(ctx)
 	}
-	if err == nil {
-		return c, nil
+	if err != nil {
+		c.destroy()
+		return nil, err
 	}
-	c.destroy()
-	return nil, err
+	if f := walls.Follower(); f != nil {
+		p.following.Go(func() { // ends with the child
+			f.Run(c.pid, int(c.pidfd.Fd()), func(err error) {
+				log.L.WithError(err).WithField("id", p.id()).Warn("show what the host has mounted")
+			})
+		})
+	}
+	return c, nil
 }
 
 // wallIn builds the walls around c, which is starting up meanwhile, and has it
@@ -373,6 +382,7 @@ func (p *process) release() error {
 	p.mu.Lock()
 	c := p.child
 	p.mu.Unlock()
+	p.following.Wait()
 	if c != nil {
 		c.release()
 	}
