@@ -118,7 +118,8 @@ func TestANeighbourFindsNoFileOfTheHostThroughAProcess(t *testing.T) {
 			})
 			for i := range 12 {
 				opts := []oci.SpecOpts{args("/app.wasm", "sleep", "20ms"), joining(attacker.task.Pid(), specs.PIDNamespace), group}
-				if i%3 == 2 {
+				// A hook is a program of the host, with its root: who may trace it may look.
+				if i%3 == 2 && name == "default" {
 					opts = append(opts, hook)
 				}
 				b := container(t, n, img, opts...)

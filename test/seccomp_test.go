@@ -355,7 +355,7 @@ func TestNothingIsRefusedThatAGuestNeeds(t *testing.T) {
 		{"a Go program", "probe.wasm", []string{"args", "env", "cwd", "write", "/scratch/f", "x", "cat", "/scratch/f", "ls", "/scratch", "sleep", "50ms", "now", "random", "burst", "200000", "grow", "64", "exit", "7"}, 7, false},
 		{"a Go program that reads", "probe.wasm", []string{"stdin"}, 0, true},
 		{"a Go program that panics", "probe.wasm", []string{"trap"}, 2, false},
-		{"every function of WASI", "calls-c.wasm", []string{"scratch"}, 0, true},
+		{"every function of WASI", "preview1-c.wasm", []string{"scratch"}, 0, true},
 		{"a C program", "hello-c.wasm", nil, 0, false},
 		{"files", "files-c.wasm", []string{"/scratch"}, 3, false},
 		{"a trap", "trap.wasm", nil, 134, false},
