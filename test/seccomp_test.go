@@ -383,7 +383,7 @@ const wasiENOSYS, wasiEPERM = "52", "63"
 // way of the filters.
 func TestEveryFunctionOfWASIGetsThroughTheFilters(t *testing.T) {
 	n := useNode(t)
-	b := container(t, n, app(t, n, "wasi-c.wasm"), args("/app.wasm", "scratch"), scratch(), seccomp.WithDefaultProfile())
+	b := container(t, n, app(t, n, "preview1-c.wasm"), args("/app.wasm", "scratch"), scratch(), seccomp.WithDefaultProfile())
 	b.mustCreate(t, true)
 	b.mustStart(t)
 	if _, err := io.WriteString(b.stdin, "a line\n"); err != nil {

@@ -16,8 +16,8 @@ import (
 // CompileBounds is what compiling one module may take. A module that is made to
 // could otherwise take all of a machine.
 type CompileBounds struct {
-	Memory uint64        // bytes
-	CPU    time.Duration // of all processors together
+	Memory uint64        `json:"memory"` // bytes
+	CPU    time.Duration `json:"cpu"`    // of all processors together
 }
 
 // NewCompileBounds are those for a module of size bytes: see RATIONALE.md, "What
@@ -51,14 +51,10 @@ func (b CompileBounds) exceeded() error {
 	return nil
 }
 
-// compile compiles the module f into [sandbox.Attached], and returns its size in
-// bytes. After an error compiling may go on, until the process ends.
-func compile(ctx context.Context, f *os.File) (int64, error) {
+// compile compiles the module f into [sandbox.Attached], within bounds, and returns
+// its size in bytes. After an error compiling may go on, until the process ends.
+func compile(ctx context.Context, f *os.File, bounds CompileBounds) (int64, error) {
 	code, err := readModule(f)
-	if err != nil {
-		return 0, err
-	}
-	bounds, err := NewCompileBounds(int64(len(code)))
 	if err != nil {
 		return 0, err
 	}

@@ -54,6 +54,8 @@ type Config struct {
 	// Seccomp are the filters that the process installs, one before it reads the
 	// module, one before it runs it.
 	Seccomp *seccomp.Filters `json:"seccomp"`
+	// Compile bounds a compile process.
+	Compile CompileBounds `json:"compile,omitzero"`
 }
 
 // Message is one packet on the control socket. Just one field is set.

@@ -194,7 +194,7 @@ func (p *process) compile() error {
 		return err
 	}
 	began := time.Now()
-	size, err := compile(context.Background(), files[0])
+	size, err := compile(context.Background(), files[0], p.config.Compile)
 	p.spans.Record(relay.ModuleCompile, began, err, map[string]any{relay.ModuleSize: size})
 	if err != nil {
 		return err

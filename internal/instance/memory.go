@@ -41,7 +41,7 @@ type linearMemory struct {
 func reserve(least, most uint64, allows func(uint64) bool) (*linearMemory, error) {
 	for _, resource := range []int{unix.RLIMIT_AS, unix.RLIMIT_DATA} {
 		var limit unix.Rlimit
-		if err := unix.Getrlimit(resource, &limit); err != nil {
+		if err := unix.Prlimit(0, resource, nil, &limit); err != nil {
 			return nil, fmt.Errorf("resource limit: %w", err)
 		}
 		most = max(least, min(most, limit.Cur/2/wasmPage*wasmPage))

@@ -200,10 +200,11 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 	if err != nil {
 		return err
 	}
+	limits := compileLimits(bounds)
 	walls, err := sandbox.NewWalls(h.stage, sandbox.Config{
 		Program: programName(instance.RoleCompile), Base: dir.Name(), Namespaces: ns,
 		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}, Labels: labels,
-		Rlimits: compileLimits(bounds), OOMScoreAdj: &compileOOMScore,
+		Rlimits: limits, OOMScoreAdj: &compileOOMScore,
 	})
 	if err != nil {
 		return err
@@ -213,7 +214,8 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 	if err != nil {
 		return err
 	}
-	p, err := startChild(ctx, instance.RoleCompile, instance.Config{Umask: 0o022, Seccomp: filters}, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	cfg := instance.Config{Umask: 0o022, Seccomp: filters, Rlimits: limits, Compile: bounds}
+	p, err := startChild(ctx, instance.RoleCompile, cfg, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
 	if err != nil {
 		return err
 	}

@@ -86,16 +86,21 @@ func allowed(stage int) []group {
 		"compiled code is made executable, and cannot be written from then on",
 		[]call{{"mprotect", [][]condition{{{arg: 2, op: eq, value: unix.PROT_READ | unix.PROT_EXEC}}}}},
 	})
-	if stage == loading {
-		groups = append(groups, group{
+	if stage == compiling {
+		return append(groups, group{"what it has used is bounded, and it looks itself", calls("getrusage")})
+	}
+	return append(groups,
+		group{
 			"the module is opened in what is not yet the root; and the filter for the guest is to come",
 			append(calls("openat2"), call{"seccomp", [][]condition{{
 				{arg: 0, op: eq, value: unix.SECCOMP_SET_MODE_FILTER},
 				{arg: 1, op: maskedEq, mask: ^uint64(harmlessFlags), value: unix.SECCOMP_FILTER_FLAG_TSYNC},
 			}}}),
+		},
+		group{
+			"how much memory the guest can be given: its own limits, to read",
+			[]call{{"prlimit64", [][]condition{{{arg: 0, op: eq, value: 0}, {arg: 2, op: eq, value: 0}}}}},
 		})
-	}
-	return groups
 }
 
 // harmlessFlags are those of seccomp(2) that a profile may ask for; none of them
