@@ -2,8 +2,11 @@
 // printed without: of what passed a line for each package, of what failed
 // everything. Of the runs it has kept it says whether they prove the contract.
 //
-//	contract [-o FILE] go test -json ...    fails when that does
-//	contract -points 37 FILE...             fails when a point has no passing test
+//	contract [-o FILE] go test -json ...        fails when that does
+//	contract -points 37 [-doc DOC] FILE...      fails when a point has no passing test
+//
+// With -doc each test that the document names must have passed as well, but for
+// those on a line that says where else they are run: by `make test-...`.
 //
 // A test proves the points of the contract that its name has: TestContract05…,
 // TestContract03And04…, or such a subtest. A point is proven when a test of it has
@@ -36,13 +39,14 @@ type test struct{ pkg, name string }
 
 func main() {
 	points := flag.Int("points", 0, "check that the contract's points 1 to this one are proven by the runs in the files")
+	doc := flag.String("doc", "", "check that the tests which this document names have passed")
 	keep := flag.String("o", "", "keep the run in this file")
 	flag.Parse()
 	err := errors.New("want a command, or -points and files")
 	switch {
 	case flag.NArg() == 0:
 	case *points > 0:
-		err = check(*points, flag.Args())
+		err = check(*points, *doc, flag.Args())
 	default:
 		err = run(flag.Args(), *keep)
 	}
@@ -129,8 +133,9 @@ func printTest(w io.Writer, output string) {
 	}
 }
 
-// check says which points of the contract the runs in files do not prove.
-func check(points int, files []string) error {
+// check says which points of the contract the runs in files do not prove, and what
+// the document promises without a test.
+func check(points int, doc string, files []string) error {
 	results := map[test]string{}
 	for _, name := range files {
 		f, err := os.Open(name)
@@ -145,6 +150,15 @@ func check(points int, files []string) error {
 	}
 	if missing := unproven(points, results); len(missing) > 0 {
 		return fmt.Errorf("points of the contract without a passing test:\n  %s", strings.Join(missing, "\n  "))
+	}
+	if doc != "" {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			return err
+		}
+		if missing := promised(string(text), results); len(missing) > 0 {
+			return fmt.Errorf("%s: without a passing test:\n  %s", doc, strings.Join(missing, "\n  "))
+		}
 	}
 	fmt.Printf("contract: each of %d points has a passing test\n", points)
 	return nil
@@ -206,6 +220,28 @@ func unproven(points int, results map[test]string) (missing []string) {
 			missing = append(missing, fmt.Sprintf("%02d  %s", n, strings.Join(against[n], ", ")))
 		case !proof[n]:
 			missing = append(missing, fmt.Sprintf("%02d", n))
+		}
+	}
+	return missing
+}
+
+var inDoc = regexp.MustCompile("`((?:Test|Fuzz)[A-Z0-9]\\w*)`")
+
+// promised are the tests that a document names and that have not passed.
+func promised(doc string, results map[test]string) (missing []string) {
+	byName := map[string]string{}
+	for t, result := range results {
+		byName[t.name] = result
+	}
+	for line := range strings.Lines(doc) {
+		elsewhere := strings.Contains(line, "`make test-")
+		for _, m := range inDoc.FindAllStringSubmatch(line, -1) {
+			switch result := byName[m[1]]; {
+			case result == "":
+				missing = append(missing, m[1]+": there is none")
+			case result != "pass" && !(result == "skip" && elsewhere):
+				missing = append(missing, m[1]+": "+result)
+			}
 		}
 	}
 	return missing

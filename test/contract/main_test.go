@@ -50,6 +50,21 @@ func TestAPointNeedsAPassingTestAndNoOther(t *testing.T) {
 	}
 }
 
+func TestADocumentNamesPassingTestsOnly(t *testing.T) {
+	results := map[test]string{{"p", "TestA"}: "pass", {"p", "TestB"}: "skip", {"q", "TestC"}: "fail", {"q", "FuzzD"}: "pass"}
+	for doc, want := range map[string][]string{
+		"`TestA` and `FuzzD`, TestX, `Tests`":     nil,
+		"`TestA`\n`TestB`":                        {"TestB: skip"},
+		"`TestB` in `make test-cgroup2`":          nil,
+		"`TestC` in `make test-cgroup2`":          {"TestC: fail"},
+		"`TestE` in `make test-cgroup2`\n`TestA`": {"TestE: there is none"},
+	} {
+		if got := promised(doc, results); !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, want %q", doc, got, want)
+		}
+	}
+}
+
 func TestARunIsShownAsGoTestDoes(t *testing.T) {
 	out := func(test, text string) string {
 		return `{"Action":"output","Package":"p","Test":"` + test + `","Output":"` + text + `\n"}`

@@ -61,6 +61,22 @@ static void exe(int pid) {
 	close(fd);
 }
 
+// find says that a path leads to the file, and by which program.
+static void find(int pid, const char *path) {
+	if (!can_read(path))
+		return;
+	char comm[64], name[32] = "?", more[640];
+	snprintf(comm, sizeof comm, "/proc/%d/comm", pid);
+	FILE *f = fopen(comm, "r");
+	if (f) {
+		if (fgets(name, sizeof name, f))
+			name[strcspn(name, "\n")] = 0;
+		fclose(f);
+	}
+	snprintf(more, sizeof more, "%s %s", name, path);
+	say("FOUND", pid, more);
+}
+
 static const char *up = "/../../../../../../../../../../..";
 
 static void files(int pid, const char *file) {
@@ -70,12 +86,10 @@ static void files(int pid, const char *file) {
 	for (int round = 0; round < 400; round++) {
 		for (unsigned i = 0; i < sizeof from / sizeof *from; i++) {
 			snprintf(path, sizeof path, "/proc/%d/%s%s", pid, from[i], file);
-			if (can_read(path))
-				say("FOUND", pid, path);
+			find(pid, path);
 			// ".." stops at the root of who looks, and that is not the one of the process.
 			snprintf(path, sizeof path, "/proc/%d/%s%s%s", pid, from[i], up, file);
-			if (can_read(path))
-				say("FOUND", pid, path);
+			find(pid, path);
 		}
 		snprintf(path, sizeof path, "/proc/%d/root", pid);
 		ssize_t n = readlink(path, seen, sizeof seen - 1);
@@ -91,12 +105,14 @@ static int contains(const char *data, size_t n, const char *text) {
 	return memmem(data, n, text, strlen(text)) != NULL;
 }
 
-// memory stops a process, wherever it is in its life, and reads it.
+// memory stops a process, wherever it is in its life, and reads it. It tries for as
+// long as there is one: what may not be looked at yet may be once a program is executed.
 static void memory(int pid, const char *text) {
 	static char buf[1 << 20];
 	char path[64], line[512];
-	if (ptrace(PTRACE_SEIZE, pid, 0, 0) != 0)
-		return;
+	while (ptrace(PTRACE_SEIZE, pid, 0, 0) != 0)
+		if (errno != EPERM)
+			return;
 	ptrace(PTRACE_INTERRUPT, pid, 0, 0);
 	snprintf(path, sizeof path, "/proc/%d/exe", pid);
 	ssize_t n = readlink(path, line, sizeof line - 1);
