@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, for the managers below
@@ -191,9 +192,21 @@ func ownCgroup(subsystem string) (string, error) {
 // leaves the rest of the machine alone.
 func moveThread(cgroup string) error { return cgroups.WriteFile(cgroup, "tasks", "0") }
 
+// freezingTime bounds how long Freeze tries.
+const freezingTime = 5 * time.Second
+
 // Freeze stops every process in the cgroup where it is. It returns when all have
 // stopped.
-func (c *Cgroup) Freeze() error { return c.freezer(cgroups.Frozen) }
+func (c *Cgroup) Freeze() error {
+	// Each has to run once more to stop. On version 1 the library looks a thousand
+	// times, without a wait, which on a busy machine is over before that.
+	for deadline := time.Now().Add(freezingTime); ; time.Sleep(10 * time.Millisecond) {
+		err := c.freezer(cgroups.Frozen)
+		if err == nil || errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
 
 // Thaw lets the processes go on.
 func (c *Cgroup) Thaw() error { return c.freezer(cgroups.Thawed) }
