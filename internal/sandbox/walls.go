@@ -328,30 +328,31 @@ func (w *Walls) leaveHost(hooked bool) error {
 // cloneRootfs clones the root file system with what is mounted in it: in the
 // mount namespace where it is mounted, which is the one place the kernel allows.
 func (w *Walls) cloneRootfs() (tree int, err error) {
-	clone := func() error {
+	clone := func() (int, error) {
 		place, err := unix.Open(w.cfg.Rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: err}
+			return -1, &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: err}
 		}
 		defer unix.Close(place)
 		if !w.borrowed() { // a container has no procfs to ask
 			if w.kernel, err = holdsKernelFilesystem(place, w.cfg.kernelMounts); err != nil {
-				return fmt.Errorf("open root file system: %w", err)
+				return -1, fmt.Errorf("open root file system: %w", err)
 			}
 		}
-		tree, err = unix.OpenTree(place, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
+		fd, err := unix.OpenTree(place, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 		if err != nil {
-			return &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: needsKernel(err)}
+			return -1, &os.PathError{Op: "open root file system", Path: w.cfg.Rootfs, Err: needsKernel(err)}
 		}
-		return nil
+		return fd, nil
 	}
 	path := w.cfg.Namespaces.paths[unix.CLONE_NEWNS]
 	if path == "" {
-		return tree, clone()
+		return clone()
 	}
+	tree = -1
 	t := newThread()
 	defer t.close()
-	return tree, t.do(func() error {
+	err = t.do(func() error {
 		f, err := os.Open(path)
 		if err != nil {
 			return fmt.Errorf("join namespace: %w", err)
@@ -363,8 +364,10 @@ func (w *Walls) cloneRootfs() (tree int, err error) {
 		if err := join(unix.CLONE_NEWNS, f); err != nil {
 			return err
 		}
-		return clone()
+		tree, err = clone()
+		return err
 	})
+	return tree, err
 }
 
 // assemble attaches everything that is mounted in the root file system.
