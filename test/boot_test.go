@@ -529,6 +529,9 @@ func TestContract33DeleteBesideALiveShim(t *testing.T) {
 		if err := syscall.Kill(hanging, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		// It answers until the thread that is given the signal is out of the kernel,
+		// where it may be taking a mount off.
+		eventually(t, "the shim has stopped", func() bool { return stopped(hanging) })
 		got := deleteBinary(t, n, b.ID(), n.Bundle(b.ID()))
 		if got.ExitStatus != 137 || alive(int(b.task.Pid())) {
 			t.Errorf("delete answers %v, the process lives: %t", got, alive(int(b.task.Pid())))
@@ -536,6 +539,15 @@ func TestContract33DeleteBesideALiveShim(t *testing.T) {
 		if err := syscall.Kill(hanging, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+// stopped tells whether every thread of a process has stopped.
+func stopped(pid int) bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return err == nil && len(stats) > 0 && !slices.ContainsFunc(stats, func(path string) bool {
+		data, err := os.ReadFile(path)
+		return err == nil && !bytes.Contains(data, []byte(") T "))
 	})
 }
 
