@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	contrib "github.com/containerd/containerd/v2/contrib/seccomp"
+	moby "github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -175,13 +176,8 @@ func profiles(t *testing.T) map[string]*specs.LinuxSeccomp {
 		"containerd's, no capability":    contrib.DefaultProfile(withCapabilities()),
 		"containerd's, all those it has": contrib.DefaultProfile(withCapabilities("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_MODULE", "CAP_SYS_PACCT", "CAP_SYS_PTRACE", "CAP_SYS_RAWIO", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_SYS_NICE", "CAP_SYSLOG", "CAP_BPF", "CAP_PERFMON")),
 	}
-	// What Docker gives a container by default, as its profiles/seccomp makes it.
-	data, err := os.ReadFile("testdata/docker.json")
+	docker, err := moby.GetDefaultProfile(withCapabilities())
 	if err != nil {
-		t.Fatal(err)
-	}
-	docker := &specs.LinuxSeccomp{}
-	if err := json.Unmarshal(data, docker); err != nil {
 		t.Fatal(err)
 	}
 	all["Docker's"] = docker
