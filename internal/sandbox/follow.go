@@ -265,15 +265,7 @@ func inMountsOf(pid int, do func(root int) error) error {
 		return err
 	}
 	defer ns.Close()
-	t := newThread()
-	defer t.close()
-	return t.do(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
-			return fmt.Errorf("unshare: %w", err)
-		}
-		if err := join(unix.CLONE_NEWNS, ns); err != nil {
-			return err
-		}
+	return inMounts(ns, func() error {
 		root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err

@@ -144,3 +144,19 @@ func joinPath(flag uintptr, path string) error {
 	defer f.Close()
 	return join(flag, f)
 }
+
+// inMounts runs do on a thread of its own in the mount namespace ns, with the root of
+// that.
+func inMounts(ns *os.File, do func() error) error {
+	t := newThread()
+	defer t.close()
+	return t.do(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := join(unix.CLONE_NEWNS, ns); err != nil {
+			return err
+		}
+		return do()
+	})
+}

@@ -349,21 +349,13 @@ func (w *Walls) cloneRootfs() (tree int, err error) {
 	if path == "" {
 		return clone()
 	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return -1, fmt.Errorf("join namespace: %w", err)
+	}
+	defer ns.Close()
 	tree = -1
-	t := newThread()
-	defer t.close()
-	err = t.do(func() error {
-		f, err := os.Open(path)
-		if err != nil {
-			return fmt.Errorf("join namespace: %w", err)
-		}
-		defer f.Close()
-		if err := unix.Unshare(unix.CLONE_FS); err != nil { // else the whole shim would move along
-			return fmt.Errorf("unshare: %w", err)
-		}
-		if err := join(unix.CLONE_NEWNS, f); err != nil {
-			return err
-		}
+	err = inMounts(ns, func() (err error) {
 		tree, err = clone()
 		return err
 	})

@@ -8,17 +8,22 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// makeDevice makes n at path of the root file system. What can be done with it is up to
+// makeDevice makes d in the root file system. What can be done with it is up to
 // the cgroup and to its mode.
 //
 // It is made in a tmpfs of this container's. Elsewhere devices are closed
 // (nodev), and a volume's other users could put a link in place of what is to be
-// changed: there n is mounted.
-func (w *Walls) makeDevice(path string, n node) error {
-	parent, name := filepath.Split(cleanPath(path))
+// changed: there it is mounted.
+func (w *Walls) makeDevice(d specs.LinuxDevice) error {
+	n, err := newNode(d, w.cfg.IDs)
+	if err != nil {
+		return err
+	}
+	parent, name := filepath.Split(cleanPath(d.Path))
 	up, _, err := makeTarget(w.tree, parent, true)
 	if err != nil {
 		return err
@@ -70,11 +75,7 @@ func (w *Walls) makeDevices() error {
 	given := map[string]bool{}
 	for _, d := range w.cfg.Devices {
 		given[cleanPath(d.Path)] = true
-		n, err := newNode(d, w.cfg.IDs)
-		if err == nil {
-			err = w.makeDevice(d.Path, n)
-		}
-		if err != nil {
+		if err := w.makeDevice(d); err != nil {
 			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
 	}
@@ -87,11 +88,7 @@ func (w *Walls) makeDevices() error {
 		if given[d.Path] {
 			continue
 		}
-		n, err := newNode(d, w.cfg.IDs)
-		if err == nil {
-			err = w.makeDevice(d.Path, n)
-		}
-		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EROFS) {
+		if err := w.makeDevice(d); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EROFS) {
 			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
 	}
