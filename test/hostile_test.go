@@ -20,7 +20,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
@@ -49,20 +48,6 @@ func taken(t *testing.T, pid, fd int) *os.File {
 	return f
 }
 
-// hostileNode is a node whose shims are traced.
-func hostileNode(t *testing.T) (*node.Node, *collector.Collector) {
-	t.Helper()
-	need(t)
-	c, err := collector.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	o := options()
-	o.ShimEnv = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.Addr(), "OTEL_BSP_SCHEDULE_DELAY=100"}
-	return newNode(t, o), c
-}
-
 // residentKiB is the memory of a process.
 func residentKiB(t *testing.T, pid int) int {
 	t.Helper()
@@ -77,7 +62,7 @@ func residentKiB(t *testing.T, pid int) int {
 // What a process writes into the relay costs its shim nothing, delays no exit, and
 // changes nothing in any trace but its own spans.
 func TestAProcessThatWritesAnythingIntoTheRelayIsNoHarm(t *testing.T) {
-	n, c := hostileNode(t)
+	n, c := tracedNode(t, options())
 	img := image(t, n, "hostile", node.Regular("app.wasm", guest(t, "probe.wasm")), node.Regular("hello.wasm", guest(t, "hello.wasm")))
 	const stranger = "4bf92f3577b34da6a3ce929d0e0e4736"
 	for name, write := range map[string]func(w *os.File) error{
@@ -264,7 +249,7 @@ func (l *loading) result(t *testing.T) error {
 // A process that never answers holds up its own Create only, and that for as long as
 // its client wants to wait.
 func TestACreateWhoseProcessNeverAnswersEndsWithItsClientOrItsProcess(t *testing.T) {
-	n, _ := hostileNode(t)
+	n, _ := tracedNode(t, options())
 	for name, end := range map[string]func(l *loading) error{
 		"the client gives up": func(l *loading) error { l.cancel(); return nil },
 		// The control socket stays open, as if another process had it.
@@ -299,7 +284,7 @@ func TestACreateWhoseProcessNeverAnswersEndsWithItsClientOrItsProcess(t *testing
 // What a process says in the place of Ready is an error of its own Create, which
 // leaves nothing behind: in the shim no descriptor, on the machine nothing.
 func TestAProcessThatSaysAnythingFailsItsOwnCreate(t *testing.T) {
-	n, _ := hostileNode(t)
+	n, _ := tracedNode(t, options())
 	many := func(t *testing.T) []int {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -343,7 +328,7 @@ func TestAProcessThatSaysAnythingFailsItsOwnCreate(t *testing.T) {
 // Once it has said Ready nobody listens: what more there is stays in the socket, and
 // the shim neither waits for the process to be told nor for what it says.
 func TestAProcessThatGoesOnTalkingIsNotListenedTo(t *testing.T) {
-	n, _ := hostileNode(t)
+	n, _ := tracedNode(t, options())
 	before := traces(t, n)
 	l := newLoading(t, n)
 	l.told(t)
@@ -378,7 +363,7 @@ func TestAProcessThatGoesOnTalkingIsNotListenedTo(t *testing.T) {
 // A hook's last words are part of an error. Bytes that are no text must not end the
 // connection to containerd, which would take every container of the shim for dead.
 func TestAHookThatSaysAnythingIsAnErrorAndNoMore(t *testing.T) {
-	n, _ := hostileNode(t)
+	n, _ := tracedNode(t, options())
 	l := newHookLog(t)
 	img := app(t, n, "probe.wasm")
 	grouped := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})

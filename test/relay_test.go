@@ -6,21 +6,12 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
-
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 )
 
 // The same as by TestAProcessThatWritesAnythingIntoTheRelayIsNoHarm, from within the
 // walls: by native code where the guest would run.
 func TestIfTheEngineBrokeTheRelayIsNoWayToTheShim(t *testing.T) {
-	c, err := collector.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	o := attackOptions(t)
-	o.ShimEnv = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.Addr(), "OTEL_BSP_SCHEDULE_DELAY=100"}
-	n := newNode(t, o)
+	n, c := tracedNode(t, attackOptions(t))
 	img := app(t, n, "hello.wasm")
 	grouped := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})
 	neighbour := container(t, n, img, args("/app.wasm"), grouped)

@@ -77,6 +77,19 @@ func checkTree(t *testing.T, spans map[string]collector.Span, id string) {
 	}
 }
 
+// tracedNode is a node whose shims are traced, and containerd not.
+func tracedNode(t *testing.T, o node.Options, env ...string) (*node.Node, *collector.Collector) {
+	t.Helper()
+	need(t)
+	c, err := collector.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	o.ShimEnv = append([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.Addr(), "OTEL_BSP_SCHEDULE_DELAY=100"}, env...)
+	return newNode(t, o), c
+}
+
 func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 	for name, opts := range map[string]func(env ...string) node.Options{
 		"containerd is traced": options,
@@ -268,15 +281,7 @@ func TestTraceContextOfStart(t *testing.T) {
 		"more baggage than goes on": {`{"traceparent":"00-` + id + "-" + parent + `-01","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			need(t)
-			rec, err := collector.Start()
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(rec.Close)
-			o := options()
-			o.ShimEnv = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + rec.Addr(), "OTEL_BSP_SCHEDULE_DELAY=100", "TRACECONTEXT=" + c.value}
-			n := newNode(t, o)
+			n, rec := tracedNode(t, options(), "TRACECONTEXT="+c.value)
 			b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"))
 			if status != 0 || b.stdout.String() != "hello\n" {
 				t.Fatalf("exit status %d, %q", status, b.stdout)
@@ -292,15 +297,7 @@ func TestTraceContextOfStart(t *testing.T) {
 
 // An unsampled caller means unsampled.
 func TestAnUnsampledCallerIsHeeded(t *testing.T) {
-	need(t)
-	c, err := collector.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	o := options()
-	o.ShimEnv = []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + c.Addr(), "OTEL_BSP_SCHEDULE_DELAY=100", "TRACECONTEXT=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"}
-	n := newNode(t, o)
+	n, c := tracedNode(t, options(), "TRACECONTEXT=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")
 	if b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm")); status != 0 || b.stdout.String() != "hello\n" {
 		t.Errorf("exit status %d, %q", status, b.stdout)
 	}
