@@ -33,8 +33,8 @@ var relayed = map[string]struct {
 	ModuleCompile:     {attrs: map[attribute.Key]attribute.Type{ModuleSize: attribute.INT64}},
 	ModuleLoad:        {},
 	ModuleInstantiate: {running: true},
-	ModuleStart:       {running: true, attrs: map[attribute.Key]attribute.Type{relay.ModuleFunction: attribute.STRING}},
-	ModuleRun:         {running: true, attrs: map[attribute.Key]attribute.Type{relay.ExitCode: attribute.INT64}},
+	ModuleStart:       {running: true, attrs: map[attribute.Key]attribute.Type{ModuleFunction: attribute.STRING}},
+	ModuleRun:         {running: true, attrs: map[attribute.Key]attribute.Type{ProcessExitCode: attribute.INT64}},
 }
 
 // A Relay is the end in the shim, for one instance process. What that writes may

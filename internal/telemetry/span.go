@@ -10,61 +10,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
-
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
-)
-
-// Names of spans. A container's trace has those of operations ("task.") with
-// their stages below them, and those of the instance process.
-const (
-	ShimStart = "shim.start"
-
-	TaskCreate = "task.create"
-	TaskStart  = "task.start"
-	TaskWait   = "task.wait"
-	TaskKill   = "task.kill"
-	TaskExec   = "task.exec"
-	TaskPause  = "task.pause"
-	TaskResume = "task.resume"
-	TaskUpdate = "task.update"
-	TaskDelete = "task.delete"
-
-	BundleLoad    = "bundle.load"
-	RootfsMount   = "rootfs.mount"
-	InstanceSpawn = "instance.spawn"
-	CgroupCreate  = "cgroup.create"
-	SandboxBuild  = "sandbox.build"
-	SandboxEnter  = "sandbox.enter"
-	ModuleResolve = "module.resolve"
-	ModuleCompile = relay.ModuleCompile
-	RootfsUnmount = "rootfs.unmount"
-	CgroupDestroy = "cgroup.destroy"
-
-	InstancePrepare   = relay.InstancePrepare
-	ModuleLoad        = relay.ModuleLoad
-	ModuleInstantiate = relay.ModuleInstantiate
-	ModuleStart       = relay.ModuleStart
-	ModuleRun         = relay.ModuleRun
-)
-
-// Attribute keys. Those that the OpenTelemetry semantic conventions define come
-// from package semconv; the rest are ours.
-const (
-	ContainerID         = semconv.ContainerIDKey
-	ContainerdNamespace = attribute.Key("containerd.namespace")
-	ExecID              = attribute.Key("containerd.exec.id")
-	ProcessPID          = semconv.ProcessPIDKey
-	ProcessExitCode     = semconv.ProcessExitCodeKey
-	ErrorType           = semconv.ErrorTypeKey
-	KillSignal          = attribute.Key("wasm.kill.signal")
-	ModulePath          = attribute.Key("wasm.module.path")
-	ModuleDigest        = attribute.Key("wasm.module.digest")
-	ModuleSize          = attribute.Key(relay.ModuleSize)
-	CacheHit            = attribute.Key("wasm.cache.hit")
 )
 
 const scope = "github.com/containerd-shim-wazero/containerd-shim-wazero"

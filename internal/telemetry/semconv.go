@@ -1,0 +1,110 @@
+package telemetry
+
+import (
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
+)
+
+// All names that the telemetry of a shim has are in this file, but for the resource's,
+// and each has a row in a table of docs/telemetry.md. What the semantic conventions of
+// OpenTelemetry have a name for is called that, and means that; package semconv says
+// what. The rest is ours, most of it below "wasm.".
+
+// Operations on a container, each the span of a call of the task service.
+const (
+	// TaskCreate makes a container, or fails to. Its stages are below it.
+	TaskCreate = "task.create"
+	// TaskStart lets a guest run.
+	TaskStart = "task.start"
+	// TaskWait waits for the exit of a process.
+	TaskWait = "task.wait"
+	// TaskKill ends a process for a signal.
+	TaskKill = "task.kill"
+	// TaskExec adds a process to a container.
+	TaskExec = "task.exec"
+	// TaskPause stops the processes of a container where they are.
+	TaskPause = "task.pause"
+	// TaskResume lets them go on.
+	TaskResume = "task.resume"
+	// TaskUpdate changes the limits of a container.
+	TaskUpdate = "task.update"
+	// TaskDelete removes a process that has ended, the first one with its container.
+	TaskDelete = "task.delete"
+)
+
+// Stages of an operation, and what comes before the first.
+const (
+	// ShimStart is from the begin of `start` until the shim has its first container
+	// to make.
+	ShimStart = "shim.start"
+	// BundleLoad reads config.json.
+	BundleLoad = "bundle.load"
+	// RootfsMount mounts the root file system.
+	RootfsMount = "rootfs.mount"
+	// CgroupCreate makes the cgroup, while other stages go on.
+	CgroupCreate = "cgroup.create"
+	// InstanceSpawn starts the instance process.
+	InstanceSpawn = "instance.spawn"
+	// SandboxBuild makes the namespaces, the mounts and the limits around it.
+	SandboxBuild = "sandbox.build"
+	// ModuleResolve finds the module, and what it was compiled to.
+	ModuleResolve = "module.resolve"
+	// ModuleCompile compiles it, in a process of its own.
+	ModuleCompile = relay.ModuleCompile
+	// SandboxEnter locks the instance process in.
+	SandboxEnter = "sandbox.enter"
+	// RootfsUnmount unmounts the root file system.
+	RootfsUnmount = "rootfs.unmount"
+	// CgroupDestroy removes the cgroup.
+	CgroupDestroy = "cgroup.destroy"
+)
+
+// Stages in the instance process.
+const (
+	// InstancePrepare is from its first instruction until it is ready for a module.
+	InstancePrepare = relay.InstancePrepare
+	// ModuleLoad maps the compiled module and checks it.
+	ModuleLoad = relay.ModuleLoad
+	// ModuleInstantiate makes the guest: its memory, its imports, its start function.
+	ModuleInstantiate = relay.ModuleInstantiate
+	// ModuleStart ends as the guest is entered, so that a long run shows at once.
+	ModuleStart = relay.ModuleStart
+	// ModuleRun is the guest's run, to its end.
+	ModuleRun = relay.ModuleRun
+)
+
+// Attributes that the semantic conventions have.
+const (
+	// ContainerID is containerd's id of the container. A string.
+	ContainerID = semconv.ContainerIDKey
+	// ProcessPID is the pid, on the host, of the process the operation was on. An int.
+	ProcessPID = semconv.ProcessPIDKey
+	// ProcessExitCode is how that process ended: 0 to 255, 128 and the number for a
+	// signal, 134 for a trap. An int.
+	ProcessExitCode = semconv.ProcessExitCodeKey
+	// ErrorType is the class of the error of a span that failed. A string, of a few.
+	ErrorType = semconv.ErrorTypeKey
+)
+
+// Attributes of ours.
+const (
+	// ContainerdNamespace is the namespace of containerd that the container is in. A string.
+	ContainerdNamespace = attribute.Key("containerd.namespace")
+	// ExecID is the id of the process the operation was on, if it is not the
+	// container's first. A string.
+	ExecID = attribute.Key("containerd.exec.id")
+	// KillSignal is the number of the signal that was asked for, 0 to 64. An int.
+	KillSignal = attribute.Key("wasm.kill.signal")
+	// ModulePath is where the module is, in the container. A string.
+	ModulePath = attribute.Key("wasm.module.path")
+	// ModuleDigest is the digest of the module: "sha256:" and 64 hexadecimal digits.
+	ModuleDigest = attribute.Key("wasm.module.digest")
+	// ModuleSize is the length of the module, bytes. An int.
+	ModuleSize = attribute.Key(relay.ModuleSize)
+	// ModuleFunction is the name of the exported function that is the guest's entry. A string.
+	ModuleFunction = attribute.Key(relay.ModuleFunction)
+	// CacheHit tells whether the module had been compiled before. A bool.
+	CacheHit = attribute.Key("wasm.cache.hit")
+)
