@@ -93,7 +93,7 @@ func lookUp(open FileOpener, name, cwd, search string) (*os.File, string, error)
 			return nil, "", err
 		}
 	}
-	return nil, "", fmt.Errorf("entry point %q: not found in PATH %q: %w", name, search, fs.ErrNotExist)
+	return nil, "", fmt.Errorf("entry point %q: not found in PATH: %w", name, fs.ErrNotExist)
 }
 
 var errNotRegular = errors.New("not a regular file")

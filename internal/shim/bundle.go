@@ -136,6 +136,14 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
+// annotations are those of config.json; a nil bundle has none.
+func (b *bundle) annotations() map[string]string {
+	if b == nil {
+		return nil
+	}
+	return b.spec.Annotations
+}
+
 // inScope tells whether the container's cgroup is to be made by systemd, by its path.
 func (b *bundle) inScope() bool {
 	return b.spec.Linux != nil && cgroup.IsScope(b.spec.Linux.CgroupsPath)
@@ -289,12 +297,12 @@ func checkProcess(p *specs.Process) error {
 	}
 	for i, a := range p.Args {
 		if strings.Contains(a, "\x00") {
-			return fmt.Errorf("process.args[%d] %q: has a NUL", i, a)
+			return fmt.Errorf("process.args[%d]: has a NUL", i) // not which: it may be a secret
 		}
 	}
 	for i, kv := range p.Env {
 		if name, _, _ := strings.Cut(kv, "="); name == "" || strings.Contains(kv, "\x00") {
-			return fmt.Errorf("process.env[%d] %q: has no name, or a NUL", i, kv)
+			return fmt.Errorf("process.env[%d]: has no name, or a NUL", i)
 		}
 	}
 	return nil

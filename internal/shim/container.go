@@ -56,7 +56,8 @@ type container struct {
 	owner   owner // of the pipes and terminals of its processes
 	init    *process
 
-	// alive ends with the first process, and with it the launch of any other.
+	// alive ends with the first process, and with it the launch of any other. It has
+	// the span and the logger of Create, for what comes of no call.
 	alive context.Context
 	end   context.CancelCauseFunc
 
@@ -72,16 +73,9 @@ var errLinuxContainer = errors.New("not a wasm container")
 //
 // The error unwraps to [errLinuxContainer] where the container is one, and nothing
 // has been touched then that its own service would want to find untouched.
-func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, opts *options.Options) (_ *container, err error) {
-	c := &container{id: r.ID, host: h, execs: map[string]*process{}}
+func newContainer(ctx context.Context, h *host, b *bundle, r *taskapi.CreateTaskRequest, opts *options.Options) (_ *container, err error) {
+	c := &container{id: r.ID, bundle: b, host: h, execs: map[string]*process{}}
 	c.alive, c.end = context.WithCancelCause(context.WithoutCancel(ctx))
-	err = telemetry.Stage(ctx, telemetry.BundleLoad, func(context.Context) (err error) {
-		c.bundle, err = loadBundle(r.Bundle)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
 	var cgroupMade func() error
 	defer func() {
 		if err != nil {
@@ -90,7 +84,7 @@ func newContainer(ctx context.Context, h *host, r *taskapi.CreateTaskRequest, op
 			}
 			// A cancelled request is a common reason to be here.
 			if e := c.tearDown(context.WithoutCancel(ctx)); e != nil {
-				log.G(ctx).WithError(e).WithField("id", c.id).Error("clean up after a failed create")
+				log.G(ctx).WithError(e).Error("clean up after a failed create")
 			}
 		}
 	}()
@@ -274,7 +268,7 @@ func (c *container) acceptsExec(execID string, p *process) error {
 	}
 	if p != nil {
 		c.execs[execID] = p
-		c.host.outbox.send(&eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: execID})
+		c.host.outbox.send(c.alive, &eventstypes.TaskExecAdded{ContainerID: c.id, ExecID: execID})
 	}
 	return nil
 }
@@ -408,7 +402,7 @@ func (c *container) pause() error {
 	if err := p.phase.to(paused); err != nil { // it has ended meanwhile
 		return errors.Join(fmt.Errorf("pause %s: %w", c.id, err), c.cgroup.Thaw())
 	}
-	c.host.outbox.send(&eventstypes.TaskPaused{ContainerID: c.id})
+	c.host.outbox.send(c.alive, &eventstypes.TaskPaused{ContainerID: c.id})
 	return nil
 }
 
@@ -423,7 +417,7 @@ func (c *container) resume() error {
 	if err := c.cgroup.Thaw(); err != nil {
 		return err
 	}
-	c.host.outbox.send(&eventstypes.TaskResumed{ContainerID: c.id})
+	c.host.outbox.send(c.alive, &eventstypes.TaskResumed{ContainerID: c.id})
 	return p.phase.to(running)
 }
 

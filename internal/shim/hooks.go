@@ -131,7 +131,7 @@ func (c *container) poststop(ctx context.Context) {
 	b.hooked = false
 	// containerd may have removed the bundle of a Create that it has given up.
 	if err := os.Remove(filepath.Join(b.path, hookedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.G(ctx).WithError(err).WithField("id", c.id).Error("poststop hooks")
+		log.G(ctx).WithError(err).Error("poststop hooks")
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), poststopTime)
 	defer cancel()
@@ -158,7 +158,7 @@ func (b *bundle) poststop(ctx context.Context, id string) {
 	state := b.state(id, specs.StateStopped, 0)
 	for _, h := range b.spec.Hooks.Poststop {
 		if err := b.runHook(ctx, h, state, here); err != nil {
-			log.G(ctx).WithError(err).WithField("id", id).Warn("poststop hook")
+			log.G(ctx).WithError(err).Warn("poststop hook")
 		}
 	}
 }

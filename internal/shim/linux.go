@@ -45,6 +45,7 @@ type linux struct {
 
 // An ending is that of a container, as far as it is an event.
 type ending struct {
+	ctx     context.Context         // of its Create, to log with
 	deleted *eventstypes.TaskDelete // came before the exit
 	told    chan struct{}           // closed when the exit is in the outbox
 }
@@ -99,7 +100,7 @@ func (c *linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (
 	select {
 	case <-c.ending.told:
 	case <-time.After(endingTime):
-		log.G(ctx).WithField("id", r.ID).Error("deleted, and nobody has told how it ended")
+		log.G(ctx).Error("deleted, and nobody has told how it ended")
 	}
 	return resp, nil
 }
@@ -131,7 +132,7 @@ func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *
 	if r.Options, err = typeurl.MarshalAnyToProto(opts); err != nil {
 		return nil, 0, err
 	}
-	e := &ending{told: make(chan struct{})}
+	e := &ending{ctx: context.WithoutCancel(ctx), told: make(chan struct{})}
 	l.mu.Lock()
 	l.endings[r.ID] = e
 	l.mu.Unlock()
@@ -165,9 +166,12 @@ type publisher linux
 //
 // The embedded service answers Wait before it sends the exit, and a client that
 // deletes at once may have that told first: Publish holds it back.
-func (p *publisher) Publish(_ context.Context, _ string, event events.Event) error {
+func (p *publisher) Publish(ctx context.Context, _ string, event events.Event) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if e, ok := event.(interface{ GetContainerID() string }); ok && p.endings[e.GetContainerID()] != nil {
+		ctx = p.endings[e.GetContainerID()].ctx
+	}
 	switch e := event.(type) {
 	case *eventstypes.TaskDelete:
 		if ending := p.endings[e.ContainerID]; ending != nil {
@@ -179,15 +183,15 @@ func (p *publisher) Publish(_ context.Context, _ string, event events.Event) err
 		if ending == nil || e.ID != e.ContainerID {
 			break
 		}
-		p.outbox.send(e)
+		p.outbox.send(ctx, e)
 		if ending.deleted != nil {
-			p.outbox.send(ending.deleted)
+			p.outbox.send(ctx, ending.deleted)
 		}
 		delete(p.endings, e.ContainerID)
 		close(ending.told)
 		return nil
 	}
-	p.outbox.send(event)
+	p.outbox.send(ctx, event)
 	return nil
 }
 

@@ -163,11 +163,15 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err != nil {
 		return shim.StopStatus{}, err
 	}
+	ctx = newIdentity(id, nil).in(ctx)
 	if inCharge(ctx, socket, path, id) {
 		// containerd also runs this after every regular end of a container. By now
 		// there may be a new one of the same id, in a bundle of the same path: it
 		// is not to be touched.
 		return stopStatus(ctx, path), nil
+	}
+	if b, err := readBundle(path); err == nil {
+		ctx = newIdentity(id, b.annotations()).in(ctx)
 	}
 	if _, err := os.Lstat(filepath.Join(path, runcFile)); err == nil {
 		stopLinux(ctx, id)

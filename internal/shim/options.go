@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/protobuf/proto"
@@ -31,23 +30,20 @@ const (
 
 // readOptions are the options of a container: those of the host, overridden by
 // what its Create request carries, which may be nothing, runc's options, or the
-// same in TOML.
+// same in TOML. Unknown names the keys that are no options.
 //
 // What is wrong with the request is [errdefs.ErrInvalidArgument], with the host's
 // file [errdefs.ErrFailedPrecondition].
-func readOptions(request *anypb.Any) (*options.Options, error) {
-	o, unknown, err := hostOptions()
+func readOptions(request *anypb.Any) (o *options.Options, unknown []string, err error) {
+	o, unknown, err = hostOptions()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	more, err := override(o, request)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for _, key := range append(unknown, more...) {
-		log.L.Warnf("options: %s: unknown key, ignored", key)
-	}
-	return o, nil
+	return o, append(unknown, more...), nil
 }
 
 // hostOptions reads the configuration of the host; there need not be any.

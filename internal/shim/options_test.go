@@ -54,7 +54,7 @@ func TestContract24OptionsAreTheHostsOverriddenByTheRequests(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv(hostConfigEnv, text(t, "host.toml", host))
-			got, err := readOptions(tt.request)
+			got, _, err := readOptions(tt.request)
 			if err != nil || !proto.Equal(got, tt.want) {
 				t.Errorf("got %v, %v, want %v", got, err, tt.want)
 			}
@@ -103,7 +103,7 @@ func TestBadOptionsSayWhatIsWrongAndWhere(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv(hostConfigEnv, text(t, "host.toml", tt.host))
-			_, err := readOptions(tt.request)
+			_, _, err := readOptions(tt.request)
 			if !errors.Is(err, tt.class) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("got %v, want %v that says %q", err, tt.class, tt.says)
 			}
@@ -111,7 +111,7 @@ func TestBadOptionsSayWhatIsWrongAndWhere(t *testing.T) {
 	}
 	t.Run("the host's named and not there", func(t *testing.T) {
 		t.Setenv(hostConfigEnv, "/no/such")
-		if _, err := readOptions(nil); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "/no/such") {
+		if _, _, err := readOptions(nil); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "/no/such") {
 			t.Errorf("got %v", err)
 		}
 	})

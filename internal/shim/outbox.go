@@ -37,11 +37,17 @@ type outbox struct {
 	namespace string
 
 	mu      sync.Mutex
-	queue   []*types.Envelope // guarded by mu
-	closed  bool              // guarded by mu
-	changed chan struct{}     // holds a token when queue or closed has changed
+	queue   []*queued     // guarded by mu
+	closed  bool          // guarded by mu
+	changed chan struct{} // holds a token when queue or closed has changed
 	stop    context.CancelFunc
 	done    chan struct{} // closed when the sender has ended
+}
+
+// A queued event, with the logger of what it is about.
+type queued struct {
+	*types.Envelope
+	log *log.Entry
 }
 
 // newOutbox sends to the events service of containerd at the given ttrpc
@@ -60,24 +66,24 @@ func newOutbox(address, namespace string) (*outbox, error) {
 	return o, nil
 }
 
-// send queues an event. It never blocks.
-func (o *outbox) send(event any) {
+// send queues an event. It never blocks. Of ctx it takes the logger.
+func (o *outbox) send(ctx context.Context, event any) {
 	e, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
-		log.L.WithError(err).Errorf("event %T lost", event)
+		log.G(ctx).WithError(err).Errorf("event %T lost", event)
 		return
 	}
 	o.mu.Lock()
 	if len(o.queue) == maxEvents {
-		log.L.Errorf("event %s lost: containerd has not taken %d events", o.queue[0].Topic, maxEvents)
+		o.queue[0].log.Errorf("event %s lost: containerd has not taken %d events", o.queue[0].Topic, maxEvents)
 		o.queue = o.queue[1:]
 	}
-	o.queue = append(o.queue, &types.Envelope{
+	o.queue = append(o.queue, &queued{&types.Envelope{
 		Timestamp: protobuf.ToTimestamp(time.Now()),
 		Namespace: o.namespace,
 		Topic:     runtime.GetTopic(event),
 		Event:     e,
-	})
+	}, log.G(ctx)})
 	o.mu.Unlock()
 	o.wake()
 }
@@ -116,7 +122,7 @@ func (o *outbox) run(ctx context.Context) {
 	pause := firstPause
 	for {
 		o.mu.Lock()
-		var next *types.Envelope
+		var next *queued
 		if len(o.queue) > 0 {
 			next = o.queue[0]
 		}
@@ -133,8 +139,8 @@ func (o *outbox) run(ctx context.Context) {
 			}
 			continue
 		}
-		if err := o.forward(ctx, next); err != nil {
-			log.L.WithError(err).Warnf("event %s: will try again", next.Topic)
+		if err := o.forward(ctx, next.Envelope); err != nil {
+			next.log.WithError(err).Warnf("event %s: will try again", next.Topic)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():

@@ -106,7 +106,7 @@ func newTestOutbox(t *testing.T, s *eventsServer) *outbox {
 func sendNumbered(o *outbox, from, to int) (ids []string) {
 	for i := from; i < to; i++ {
 		ids = append(ids, fmt.Sprint(i))
-		o.send(taskStart(fmt.Sprint(i), i))
+		o.send(context.Background(), taskStart(fmt.Sprint(i), i))
 	}
 	return ids
 }

@@ -143,7 +143,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 			log.G(ctx).WithError(err).Error("telemetry is off")
 		} else {
 			stop.RegisterCallback(flush)
-			s = newTracedService(s, provider, namespace)
+			s = newTracedService(s, provider, namespace, task.identify)
 		}
 	}
 	return &plugin{service: s}, nil
@@ -187,10 +187,12 @@ var errPanic = errors.New("internal error: the handler panicked, see the shim's 
 // UnaryServerInterceptor implements [shim.TTRPCServerUnaryOptioner].
 func (p *plugin) UnaryServerInterceptor() ttrpc.UnaryServerInterceptor {
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+		c := &call{method: strings.TrimPrefix(info.FullMethod, "/"), log: log.G(ctx)}
+		ctx = context.WithValue(ctx, callKey{}, c)
 		// ttrpc does not: a panic in one call would end every container of the shim.
 		defer func() {
 			if v := recover(); v != nil {
-				log.G(ctx).Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
+				c.log.Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
 				resp, err = nil, toStatus(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
 			}
 		}()

@@ -72,6 +72,15 @@ func (p *process) id() string {
 	return p.execID
 }
 
+// log is the logger of ctx, which is one of the container, for the process.
+func (p *process) log(ctx context.Context) *log.Entry {
+	l := log.G(ctx)
+	if p.execID != "" {
+		l = l.WithField(string(telemetry.ExecID), p.execID)
+	}
+	return l
+}
+
 func (p *process) pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,7 +103,7 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			p.streams.handOver()
 			// It may have changed meanwhile.
 			if err := p.container.followMemoryLimit(); err != nil {
-				log.G(ctx).WithError(err).WithField("id", p.id()).Warn("memory limit")
+				p.log(ctx).WithError(err).Warn("memory limit")
 			}
 			return nil
 		}
@@ -103,7 +112,7 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			return classify(err)
 		}
 		// The broken entry has been dropped; a second one would be no accident.
-		log.G(ctx).WithError(err).WithField("id", p.id()).Warn("compile cache: entry dropped, compiling again")
+		p.log(ctx).WithError(err).Warn("compile cache: entry dropped, compiling again")
 		if p.execID == "" {
 			p.container.poststop(ctx) // the process that hooks have been told of is gone
 		}
@@ -136,7 +145,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 		if err != nil {
 			err = limits.explain(err)
 			if p.execID != "" {
-				p.container.host.tellOOM(p.container.id, p.container.cgroup)
+				p.container.host.tellOOM(ctx, p.container.id, p.container.cgroup)
 			}
 		}
 	}()
@@ -163,7 +172,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	if f := walls.Follower(); f != nil {
 		p.following.Go(func() { // ends with the child
 			f.Run(c.pid, int(c.pidfd.Fd()), func(err error) {
-				log.L.WithError(err).WithField("id", p.id()).Warn("show what the host has mounted")
+				p.log(ctx).WithError(err).Warn("show what the host has mounted")
 			})
 		})
 	}
@@ -271,12 +280,12 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	p.child.relay.Run(ctx)
 	err = p.child.control.Send(instance.Message{Start: true})
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("id", p.id()).Debug("start: the process is gone")
+		p.log(ctx).WithError(err).Debug("start: the process is gone")
 	}
 	if p.execID == "" {
-		c.host.outbox.send(taskStart(c.id, p.child.pid))
+		c.host.outbox.send(ctx, taskStart(c.id, p.child.pid))
 	} else {
-		c.host.outbox.send(&eventstypes.TaskExecStarted{ContainerID: c.id, ExecID: p.execID, Pid: uint32(p.child.pid)})
+		c.host.outbox.send(ctx, &eventstypes.TaskExecStarted{ContainerID: c.id, ExecID: p.execID, Pid: uint32(p.child.pid)})
 		go p.supervise() // ends with the child, which ends with the shim
 	}
 	p.mu.Lock()
@@ -297,7 +306,7 @@ func (p *process) supervise() {
 	p.child.relay.Finish(p.exit.At, p.exit.Status, killedBy(p.exit.Status, p.child.status))
 	if p.execID == "" {
 		if err := p.exit.write(c.bundle.path); err != nil {
-			log.L.WithError(err).WithField("id", p.id()).Error("record exit")
+			p.log(c.alive).WithError(err).Error("record exit")
 		}
 	}
 	p.streams.drain(drainTime)
@@ -305,10 +314,10 @@ func (p *process) supervise() {
 	err := p.phase.to(stopped)
 	p.mu.Unlock()
 	if err != nil {
-		log.L.WithError(err).WithField("id", p.id()).Error("record exit")
+		p.log(c.alive).WithError(err).Error("record exit")
 	}
-	c.host.tellOOM(c.id, c.cgroup)
-	c.host.outbox.send(taskExit(c.id, p.id(), p.exit))
+	c.host.tellOOM(c.alive, c.id, c.cgroup)
+	c.host.outbox.send(c.alive, taskExit(c.id, p.id(), p.exit))
 	close(p.done)
 }
 

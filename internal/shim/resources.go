@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -116,13 +117,13 @@ func update(c *cgroup.Cgroup, a *anypb.Any) error {
 // tellOOM announces that the kernel has killed a process of the container id for
 // want of memory, if it has since the last time. To be called for the exit of
 // each of its processes, before that is announced.
-func (h *host) tellOOM(id string, c *cgroup.Cgroup) {
+func (h *host) tellOOM(ctx context.Context, id string, c *cgroup.Cgroup) {
 	kills, err := c.NewOOMKills()
 	if err != nil {
-		log.L.WithError(err).WithField("id", id).Debug("ask for OOM kills")
+		log.G(ctx).WithError(err).Debug("ask for OOM kills")
 	}
 	if kills > 0 {
-		h.outbox.send(&eventstypes.TaskOOM{ContainerID: id})
+		h.outbox.send(ctx, &eventstypes.TaskOOM{ContainerID: id})
 	}
 }
 

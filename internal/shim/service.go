@@ -16,11 +16,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/gone"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // service is the task service, version 3: each call looks its container up and
@@ -46,7 +48,8 @@ type service struct {
 // A task is a container as the service has it: a wasm container answers for
 // itself, for all Linux containers there is one service.
 type task struct {
-	bundle string
+	bundle   string
+	identity identity
 	backend
 }
 
@@ -110,17 +113,25 @@ func (s *service) lookUp(id string) *task {
 	return s.tasks[id]
 }
 
-// get finds the container of a call.
-func (s *service) get(id string) (*task, error) {
+// get finds the container of a call, in whose context lines of the log name it then.
+func (s *service) get(ctx context.Context, id string) (context.Context, *task, error) {
 	if t := s.lookUp(id); t != nil {
-		return t, nil
+		return t.identity.in(ctx), t, nil
 	}
-	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+	return ctx, nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+}
+
+// identify is what spans say of a container; of one that is not there, nothing.
+func (s *service) identify(id string) []attribute.KeyValue {
+	if t := s.lookUp(id); t != nil {
+		return t.identity.attrs
+	}
+	return nil
 }
 
 // Create makes the container and its parked process.
 func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
-	opts, err := readOptions(r.Options)
+	opts, unknown, err := readOptions(r.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -147,25 +158,39 @@ func (s *service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 			s.shutdown()
 		}
 	}()
-	if t, pid, err = s.create(ctx, r, opts); err != nil {
+	if t, pid, err = s.create(ctx, r, opts, unknown); err != nil {
 		return nil, err
 	}
 	return &taskapi.CreateTaskResponse{Pid: pid}, nil
 }
 
-func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *options.Options) (*task, uint32, error) {
-	c, err := newContainer(ctx, s.host, r, opts)
-	if errors.Is(err, errLinuxContainer) {
-		b, pid, err := s.linux.create(ctx, r, opts)
-		if err != nil {
-			return nil, 0, err
-		}
-		return &task{r.Bundle, b}, pid, nil
+// create makes the container. Unknown are keys of the options that are none.
+func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *options.Options, unknown []string) (*task, uint32, error) {
+	var b *bundle
+	err := telemetry.Stage(ctx, telemetry.BundleLoad, func(context.Context) (err error) {
+		b, err = loadBundle(r.Bundle)
+		return err
+	})
+	identity := newIdentity(r.ID, b.annotations())
+	ctx = telemetry.WithAttributes(identity.in(ctx), identity.attrs...)
+	for _, key := range unknown {
+		log.G(ctx).Warnf("options: %s: unknown key, ignored", key)
 	}
 	if err != nil {
 		return nil, 0, err
 	}
-	s.host.outbox.send(&eventstypes.TaskCreate{
+	c, err := newContainer(ctx, s.host, b, r, opts)
+	if errors.Is(err, errLinuxContainer) {
+		c, pid, err := s.linux.create(ctx, r, opts)
+		if err != nil {
+			return nil, 0, err
+		}
+		return &task{r.Bundle, identity, c}, pid, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	s.host.outbox.send(ctx, &eventstypes.TaskCreate{
 		ContainerID: r.ID,
 		Bundle:      r.Bundle,
 		Rootfs:      r.Rootfs,
@@ -173,13 +198,13 @@ func (s *service) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts
 		Pid:         uint32(c.init.child.pid),
 	})
 	go c.init.supervise() // ends with the process, which ends with the shim
-	return &task{r.Bundle, c}, uint32(c.init.child.pid), nil
+	return &task{r.Bundle, identity, c}, uint32(c.init.child.pid), nil
 }
 
 // Delete removes a process that has exited or never ran; the first one with its
 // container.
 func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +228,7 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 // own restart.
 func (s *service) Connect(ctx context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
 	if t := s.lookUp(r.ID); t != nil {
-		return native(t.Connect(ctx, r))
+		return native(t.Connect(t.identity.in(ctx), r))
 	}
 	return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid())}, nil
 }
@@ -222,7 +247,7 @@ func (s *service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*ptypes.E
 }
 
 func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +255,7 @@ func (s *service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 }
 
 func (s *service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +263,7 @@ func (s *service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 }
 
 func (s *service) Kill(ctx context.Context, r *taskapi.KillRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +271,7 @@ func (s *service) Kill(ctx context.Context, r *taskapi.KillRequest) (*ptypes.Emp
 }
 
 func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +282,7 @@ func (s *service) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.
 // finds at its own start for a leak, and nobody would hear how it has ended. The
 // first process of one that has exited stays on the list until Delete.
 func (s *service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +298,7 @@ func (s *service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pi
 }
 
 func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +306,7 @@ func (s *service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*pty
 }
 
 func (s *service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +314,7 @@ func (s *service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*
 }
 
 func (s *service) CloseIO(ctx context.Context, r *taskapi.CloseIORequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -297,7 +322,7 @@ func (s *service) CloseIO(ctx context.Context, r *taskapi.CloseIORequest) (*ptyp
 }
 
 func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +330,7 @@ func (s *service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*ptypes.E
 }
 
 func (s *service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +338,7 @@ func (s *service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*ptypes
 }
 
 func (s *service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +346,7 @@ func (s *service) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskReque
 }
 
 func (s *service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*ptypes.Empty, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -329,7 +354,7 @@ func (s *service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*pt
 }
 
 func (s *service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
-	t, err := s.get(r.ID)
+	ctx, t, err := s.get(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}

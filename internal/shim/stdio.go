@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/stdio"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,7 +77,7 @@ func openStreams(ctx context.Context, id string, paths stdio.Stdio, own owner) (
 		return nil, err
 	}
 	if paths.Terminal {
-		if err := s.openTerminal(own); err != nil {
+		if err := s.openTerminal(ctx, own); err != nil {
 			return nil, fmt.Errorf("terminal: %w", err)
 		}
 	}
@@ -219,7 +220,7 @@ func open(path string, flags int) (*os.File, error) {
 }
 
 // openTerminal puts a terminal between the process and what has been opened.
-func (s *streams) openTerminal(own owner) (err error) {
+func (s *streams) openTerminal(ctx context.Context, own owner) (err error) {
 	in, out := s.child[0], s.child[1]
 	if s.child[2] != nil {
 		s.child[2].Close() // the logger's
@@ -235,6 +236,7 @@ func (s *streams) openTerminal(own owner) (err error) {
 	if s.terminal, slave, err = newTerminal(in, out, own); err != nil {
 		return err
 	}
+	s.terminal.log = log.G(ctx)
 	s.child = [3]*os.File{slave, slave, slave}
 	return nil
 }

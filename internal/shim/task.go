@@ -89,7 +89,7 @@ func (c *container) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*task
 	}
 	resp := &taskapi.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: protobuf.ToTimestamp(e.At)}
 	if r.ExecID == "" {
-		c.host.outbox.send(&eventstypes.TaskDelete{ContainerID: c.id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
+		c.host.outbox.send(ctx, &eventstypes.TaskDelete{ContainerID: c.id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
 	}
 	return resp, nil
 }

@@ -30,11 +30,12 @@ type terminal struct {
 	copies  sync.WaitGroup
 	copied  atomic.Int64  // bytes of output
 	drained chan struct{} // closed once the output has been copied, to its end
+	log     *log.Entry
 }
 
 // newTerminal takes over in, which may be nil, and out.
 func newTerminal(in, out *os.File, own owner) (_ *terminal, slave *os.File, err error) {
-	t := &terminal{drained: make(chan struct{})}
+	t := &terminal{drained: make(chan struct{}), log: log.L}
 	defer func() {
 		if err != nil {
 			t.start.Do(func() {})
@@ -125,7 +126,7 @@ func (t *terminal) copyOutput() {
 		// Whatever becomes of it: a process must not hang for a log that is full.
 		if _, err := t.out.Write(buf[:n]); err != nil && !lost && !errors.Is(err, os.ErrClosed) {
 			lost = true
-			log.L.WithError(err).Error("output of a terminal is lost")
+			t.log.WithError(err).Error("output of a terminal is lost")
 		}
 		t.copied.Add(int64(n))
 	}

@@ -8,6 +8,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/ttrpc"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
@@ -29,14 +30,19 @@ type tracedService struct {
 	taskapi.TTRPCTaskService
 	provider  trace.TracerProvider
 	namespace string
+	identify  func(id string) []attribute.KeyValue
 	boot      sync.Once
 
 	mu    sync.Mutex
 	roots map[string]trace.SpanContext // guarded by mu; by container, the parent of its spans
 }
 
-func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider, namespace string) *tracedService {
-	return &tracedService{TTRPCTaskService: s, provider: provider, namespace: namespace, roots: map[string]trace.SpanContext{}}
+// newTracedService traces the containers of s. What is to be said of each, s adds to
+// the context of its Create, and after that identify knows it.
+func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider, namespace string, identify func(id string) []attribute.KeyValue) *tracedService {
+	return &tracedService{
+		TTRPCTaskService: s, provider: provider, namespace: namespace, identify: identify, roots: map[string]trace.SpanContext{},
+	}
 }
 
 // withCaller is ctx with the span that the client sent, if it did.
@@ -50,13 +56,23 @@ func withCaller(ctx context.Context) context.Context {
 }
 
 func (t *tracedService) start(ctx context.Context, name, id, execID string, links ...trace.Link) (context.Context, trace.Span) {
-	ctx, span := telemetry.StartOperation(ctx, t.provider, name,
-		trace.WithSpanKind(trace.SpanKindServer), trace.WithLinks(links...),
-		trace.WithAttributes(telemetry.ContainerID.String(id), telemetry.ContainerdNamespace.String(t.namespace)))
+	attrs := append([]attribute.KeyValue{
+		telemetry.ContainerID.String(telemetry.Text(id)), telemetry.ContainerdNamespace.String(t.namespace),
+	}, t.identify(id)...)
 	if execID != "" {
-		span.SetAttributes(telemetry.ExecID.String(execID))
+		attrs = append(attrs, telemetry.ExecID.String(telemetry.Text(execID)))
 	}
-	return ctx, span
+	opts := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer), trace.WithLinks(links...)}
+	if c := callOf(ctx); c != nil {
+		opts = append(opts, trace.WithAttributes(telemetry.RPCSystemName.String("ttrpc"), telemetry.RPCMethod.String(c.method)))
+	}
+	return telemetry.StartOperation(telemetry.WithAttributes(ctx, attrs...), t.provider, name, opts...)
+}
+
+// end ends the span of a call with the result err.
+func end(span trace.Span, err error) {
+	span.SetAttributes(telemetry.RPCResponseStatusCode.String(telemetry.StatusCode(err)))
+	telemetry.End(span, err)
 }
 
 // traced makes a call in a span of the container's trace, to which stages may add.
@@ -75,11 +91,12 @@ func traced[Request, Response any](ctx context.Context, t *tracedService, name, 
 		octx = trace.ContextWithRemoteSpanContext(ctx, ours)
 	}
 	octx, span := t.start(octx, name, id, execID)
-	defer func() { telemetry.End(span, err) }()
+	err = errPanic // until there is an answer
+	defer func() { end(span, err) }()
 	if elsewhere && theirs.IsValid() {
 		_, theirSpan := t.start(ctx, name, id, execID, trace.Link{SpanContext: span.SpanContext()})
 		span.AddLink(trace.Link{SpanContext: theirSpan.SpanContext()})
-		defer func() { telemetry.End(theirSpan, err) }()
+		defer func() { end(theirSpan, err) }()
 	}
 	if resp, err = call(octx, r); err == nil && tell != nil {
 		tell(span, resp)
@@ -95,14 +112,14 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	if !root.IsValid() {
 		root = span.SpanContext()
 	}
-	resp, err = t.TTRPCTaskService.Create(ctx, r)
-	if err == nil {
+	err = errPanic // until there is an answer
+	defer func() { end(span, err) }()
+	if resp, err = t.TTRPCTaskService.Create(ctx, r); err == nil {
 		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
 		t.mu.Lock()
 		t.roots[r.ID] = root
 		t.mu.Unlock()
 	}
-	telemetry.End(span, err)
 	return resp, err
 }
 

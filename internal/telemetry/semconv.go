@@ -79,12 +79,44 @@ const (
 const (
 	// ContainerID is containerd's id of the container. A string.
 	ContainerID = semconv.ContainerIDKey
+	// ContainerName is what the pod calls the container. A string.
+	ContainerName = semconv.ContainerNameKey
+	// ContainerImageName is the name of the container's image, without tag and digest.
+	// A string.
+	ContainerImageName = semconv.ContainerImageNameKey
+	// ContainerImageTags is the tag that it was asked for by. A list of one string.
+	ContainerImageTags = semconv.ContainerImageTagsKey
+	// ContainerImageRepoDigests is the name with the digest that it was asked for by.
+	// A list of one string.
+	ContainerImageRepoDigests = semconv.ContainerImageRepoDigestsKey
+	// ContainerRuntimeName is "containerd".
+	ContainerRuntimeName = semconv.ContainerRuntimeNameKey
+	// ContainerRuntimeDescription is the name of this shim's runtime to containerd.
+	ContainerRuntimeDescription = semconv.ContainerRuntimeDescriptionKey
+	// K8SNamespaceName is the namespace of the container's pod. A string.
+	K8SNamespaceName = semconv.K8SNamespaceNameKey
+	// K8SPodName is the name of its pod. A string.
+	K8SPodName = semconv.K8SPodNameKey
+	// K8SPodUID is the uid of its pod. A string.
+	K8SPodUID = semconv.K8SPodUIDKey
+	// K8SContainerName is the name of the container in its pod; a pod's own has none.
+	// A string.
+	K8SContainerName = semconv.K8SContainerNameKey
+	// RPCSystemName is "ttrpc".
+	RPCSystemName = semconv.RPCSystemNameKey
+	// RPCMethod is the service and the method that was called: "containerd.task.v3.Task/Create",
+	// or the same of v2. A string.
+	RPCMethod = semconv.RPCMethodKey
+	// RPCResponseStatusCode is the status of the answer, by gRPC's name: "OK",
+	// "NOT_FOUND". A string.
+	RPCResponseStatusCode = semconv.RPCResponseStatusCodeKey
 	// ProcessPID is the pid, on the host, of the process the operation was on. An int.
 	ProcessPID = semconv.ProcessPIDKey
 	// ProcessExitCode is how that process ended: 0 to 255, 128 and the number for a
 	// signal, 134 for a trap. An int.
 	ProcessExitCode = semconv.ProcessExitCodeKey
-	// ErrorType is the class of the error of a span that failed. A string, of a few.
+	// ErrorType is the kind of the error of a span that failed. A string, see
+	// [ErrorTypeOf].
 	ErrorType = semconv.ErrorTypeKey
 )
 
@@ -92,6 +124,8 @@ const (
 const (
 	// ContainerdNamespace is the namespace of containerd that the container is in. A string.
 	ContainerdNamespace = attribute.Key("containerd.namespace")
+	// SandboxID is containerd's id of the pod that the container is in. A string.
+	SandboxID = attribute.Key("containerd.sandbox.id")
 	// ExecID is the id of the process the operation was on, if it is not the
 	// container's first. A string.
 	ExecID = attribute.Key("containerd.exec.id")
@@ -107,4 +141,15 @@ const (
 	ModuleFunction = attribute.Key(relay.ModuleFunction)
 	// CacheHit tells whether the module had been compiled before. A bool.
 	CacheHit = attribute.Key("wasm.cache.hit")
+)
+
+// Fields of a line in the log: those that OpenTelemetry has for logs of other formats.
+// The others are called as attributes of spans are.
+//
+// See https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/.
+const (
+	// LogTraceID is the trace of the container, 32 hexadecimal digits.
+	LogTraceID = "trace_id"
+	// LogSpanID is the span of the operation, 16 hexadecimal digits.
+	LogSpanID = "span_id"
 )

@@ -5,16 +5,37 @@ package telemetry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
+	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
 const scope = "github.com/containerd-shim-wazero/containerd-shim-wazero"
+
+// attributesKey is where a context has the attributes of all spans that are started
+// in it.
+type attributesKey struct{}
+
+// WithAttributes returns ctx with attributes for its span, and for every one that
+// [Start] and [StartOperation] make below it.
+func WithAttributes(ctx context.Context, attrs ...attribute.KeyValue) context.Context {
+	trace.SpanFromContext(ctx).SetAttributes(attrs...)
+	before, _ := ctx.Value(attributesKey{}).([]attribute.KeyValue)
+	return context.WithValue(ctx, attributesKey{}, slices.Concat(before, attrs))
+}
+
+func start(ctx context.Context, tracer trace.Tracer, name string, opts []trace.SpanStartOption) (context.Context, trace.Span) {
+	if attrs, ok := ctx.Value(attributesKey{}).([]attribute.KeyValue); ok {
+		opts = append([]trace.SpanStartOption{trace.WithAttributes(attrs...)}, opts...)
+	}
+	return tracer.Start(ctx, name, opts...)
+}
 
 // Start starts a span below the one of ctx, by the provider that made that one.
 // Without a span in ctx it does nothing and costs nothing.
@@ -23,27 +44,35 @@ func Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (con
 	if !parent.SpanContext().IsValid() {
 		return ctx, parent
 	}
-	return parent.TracerProvider().Tracer(scope).Start(ctx, name, opts...)
+	return start(ctx, parent.TracerProvider().Tracer(scope), name, opts)
 }
 
 // StartOperation starts a span by the given provider, below the one of ctx, which
 // may be remote, or at the root of a new trace.
 func StartOperation(ctx context.Context, provider trace.TracerProvider, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
-	return provider.Tracer(scope).Start(ctx, name, opts...)
+	return start(ctx, provider.Tracer(scope), name, opts)
 }
 
-// End ends a span that covers an operation with the result err.
+// End ends a span that covers an operation with the result err. Its status is an
+// error exactly when err is one.
 func End(span trace.Span, err error, opts ...trace.SpanEndOption) {
 	if err != nil {
 		span.SetStatus(codes.Error, text(err.Error(), maxError))
-		span.SetAttributes(ErrorType.String(errorType(err)))
+		span.SetAttributes(ErrorType.String(ErrorTypeOf(err)))
 	}
 	span.End(opts...)
 }
 
-// maxError bounds what a span says of an error, bytes: a hook's last words are
-// half of it.
-const maxError = 8 << 10
+const (
+	// maxError bounds what a span says of an error, bytes: a hook's last words are
+	// half of it.
+	maxError = 8 << 10
+	// maxText bounds an attribute that comes from elsewhere, bytes.
+	maxText = relay.MaxText
+)
+
+// Text is s as an attribute may have it: of 1 KiB at most, and UTF-8.
+func Text(s string) string { return text(s, maxText) }
 
 // text is the first limit bytes of s, as a span may have them: in a batch with a
 // text that is not UTF-8, every span is lost.
@@ -54,25 +83,15 @@ func text(s string, limit int) string {
 	return strings.ToValidUTF8(s, "\ufffd")
 }
 
-// errorType names the class of an error, of which there are few.
-func errorType(err error) string {
-	for _, class := range []error{
-		context.Canceled, context.DeadlineExceeded,
-		errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrInvalidArgument,
-		errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented,
-	} {
-		if errors.Is(err, class) {
-			return class.Error()
-		}
-	}
-	return fmt.Sprintf("%T", err)
-}
+// ErrPanic is what a span says of an operation that never came to its result.
+var ErrPanic = errors.New("panic")
 
 // Stage runs f in a span below the one of ctx.
-func Stage(ctx context.Context, name string, f func(context.Context) error) error {
+func Stage(ctx context.Context, name string, f func(context.Context) error) (err error) {
 	ctx, span := Start(ctx, name)
-	err := f(ctx)
-	End(span, err)
+	err = ErrPanic // until f returns
+	defer func() { End(span, err) }()
+	err = f(ctx)
 	return err
 }
 

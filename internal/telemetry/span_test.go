@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"reflect"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -12,6 +14,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 )
 
 func newProvider() (*tracetest.SpanRecorder, *sdktrace.TracerProvider) {
@@ -53,7 +56,7 @@ func TestAStageIsASpanBelowItsOperation(t *testing.T) {
 	if got, want := stage.Status(), (sdktrace.Status{Code: codes.Error, Description: failure.Error()}); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if got, want := attrs(stage)[ErrorType], any("invalid argument"); got != want {
+	if got, want := attrs(stage)[ErrorType], any("INVALID_ARGUMENT"); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	if got, want := ended[1].Status().Code, codes.Unset; got != want {
@@ -84,15 +87,18 @@ func TestTheTypeOfAnErrorIsItsClass(t *testing.T) {
 		err  error
 		want string
 	}{
-		{context.Canceled, "context canceled"},
-		{fmt.Errorf("wait: %w", context.DeadlineExceeded), "context deadline exceeded"},
-		{fmt.Errorf("x: %w", errdefs.ErrNotFound), "not found"},
-		{errdefs.ErrAlreadyExists, "already exists"},
-		{errdefs.ErrFailedPrecondition, "failed precondition"},
-		{errdefs.ErrNotImplemented, "not implemented"},
-		{strangeError{}, "telemetry.strangeError"},
+		{context.Canceled, "CANCELLED"},
+		{fmt.Errorf("wait: %w", context.DeadlineExceeded), "DEADLINE_EXCEEDED"},
+		{fmt.Errorf("x: %w", errdefs.ErrNotFound), "NOT_FOUND"},
+		{fmt.Errorf("%w: %w", unix.ENOENT, errdefs.ErrInvalidArgument), "INVALID_ARGUMENT"},
+		{errdefs.ErrAlreadyExists, "ALREADY_EXISTS"},
+		{errdefs.ErrFailedPrecondition, "FAILED_PRECONDITION"},
+		{errdefs.ErrNotImplemented, "UNIMPLEMENTED"},
+		{fmt.Errorf("write: %w", &os.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}), "ENOSPC"},
+		{fmt.Errorf("x: %w", strangeError{}), reflect.TypeFor[strangeError]().PkgPath() + ".strangeError"},
+		{fmt.Errorf("x: %w", errors.New("y")), "*errors.errorString"},
 	} {
-		if got := errorType(tt.err); got != tt.want {
+		if got := ErrorTypeOf(tt.err); got != tt.want {
 			t.Errorf("%v: got %q, want %q", tt.err, got, tt.want)
 		}
 	}
