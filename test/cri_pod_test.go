@@ -36,13 +36,16 @@ var (
 )
 
 // usePods is the node that the tests of pods share: what the kubelet talks to,
-// without a kubelet.
+// without a kubelet. Its shims are traced, and containerd is not.
 func usePods(t *testing.T) *node.Node {
 	t.Helper()
 	need(t)
 	podsOnce.Do(func() {
+		if podsErr = collect(); podsErr != nil {
+			return
+		}
 		opts := options()
-		opts.CRI = true
+		opts.CRI, opts.ShimEnv = true, telemetryEnv()
 		pods, podsErr = node.Start(context.Background(), opts)
 	})
 	if podsErr != nil {

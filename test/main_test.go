@@ -47,8 +47,18 @@ var (
 	sharedOnce sync.Once
 	sharedErr  error
 	shared     *node.Node
-	spans      *collector.Collector // of the shared node
+	spans      *collector.Collector // of the nodes that tests share
+
+	collect = sync.OnceValue(func() (err error) {
+		spans, err = collector.Start()
+		return err
+	})
 )
+
+// telemetryEnv has spans sent to where the tests look for them.
+func telemetryEnv() []string {
+	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + spans.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"}
+}
 
 func TestMain(m *testing.M) {
 	// A client that gives a call up logs the answer that comes all the same.
@@ -115,13 +125,12 @@ func useNode(t *testing.T) *node.Node {
 	t.Helper()
 	need(t)
 	sharedOnce.Do(func() {
-		if spans, sharedErr = collector.Start(); sharedErr != nil {
+		if sharedErr = collect(); sharedErr != nil {
 			return
 		}
-		shared, sharedErr = node.Start(context.Background(), options(
-			"OTEL_EXPORTER_OTLP_ENDPOINT=http://"+spans.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200",
+		shared, sharedErr = node.Start(context.Background(), options(append(telemetryEnv(),
 			// What containerd says of itself is not what the shim is to say.
-			"OTEL_SERVICE_NAME=containerd"))
+			"OTEL_SERVICE_NAME=containerd")...))
 	})
 	if sharedErr != nil {
 		t.Fatal(sharedErr)
@@ -336,8 +345,8 @@ func run(t *testing.T, n *node.Node, img containerd.Image, opts ...oci.SpecOpts)
 
 func args(a ...string) oci.SpecOpts { return oci.WithProcessArgs(a...) }
 
-// shimClient talks to the shim of a container directly.
-func shimClient(t *testing.T, n *node.Node, id string) taskapi.TTRPCTaskService {
+// shimAddress is the socket of the shim of a container.
+func shimAddress(t *testing.T, n *node.Node, id string) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.Bundle(id), "bootstrap.json"))
 	if err != nil {
@@ -347,7 +356,13 @@ func shimClient(t *testing.T, n *node.Node, id string) taskapi.TTRPCTaskService 
 	if err := json.Unmarshal(data, &boot); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("unix", strings.TrimPrefix(boot.Address, "unix://"))
+	return strings.TrimPrefix(boot.Address, "unix://")
+}
+
+// shimClient talks to the shim of a container directly.
+func shimClient(t *testing.T, n *node.Node, id string) taskapi.TTRPCTaskService {
+	t.Helper()
+	conn, err := net.Dial("unix", shimAddress(t, n, id))
 	if err != nil {
 		t.Fatal(err)
 	}

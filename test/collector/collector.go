@@ -16,6 +16,8 @@ import (
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
 )
 
 // Life are the spans of the life of a container that runs to its end.
@@ -30,7 +32,9 @@ var Life = []string{
 // A Span is a span as it was received.
 type Span struct {
 	Service   string
+	Resource  map[string]string
 	Name      string
+	Kind      tracepb.Span_SpanKind
 	TraceID   string // hexadecimal
 	ID        string
 	Parent    string // empty for a root
@@ -51,7 +55,9 @@ type Collector struct {
 	done     chan struct{}
 
 	mu    sync.Mutex
-	spans []Span // guarded by mu
+	spans []Span          // guarded by mu
+	keep  bool            // guarded by mu
+	kept  []proto.Message // guarded by mu
 }
 
 // Start starts a receiver on a loopback port.
@@ -82,20 +88,23 @@ func (c *Collector) Addr() string { return c.listener.Addr().String() }
 func (c *Collector) Export(_ context.Context, r *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.keep {
+		c.kept = append(c.kept, r)
+	}
 	for _, rs := range r.ResourceSpans {
-		service := attributes(rs.Resource.GetAttributes())["service.name"]
+		resource := attributes(rs.Resource.GetAttributes())
 		for _, ss := range rs.ScopeSpans {
 			for _, s := range ss.Spans {
-				c.spans = append(c.spans, span(service, s))
+				c.spans = append(c.spans, span(resource, s))
 			}
 		}
 	}
 	return &collectorpb.ExportTraceServiceResponse{}, nil
 }
 
-func span(service string, s *tracepb.Span) Span {
+func span(resource map[string]string, s *tracepb.Span) Span {
 	out := Span{
-		Service: service, Name: s.Name,
+		Service: resource["service.name"], Resource: resource, Name: s.Name, Kind: s.Kind,
 		TraceID: hex.EncodeToString(s.TraceId), ID: hex.EncodeToString(s.SpanId), Parent: hex.EncodeToString(s.ParentSpanId),
 		Start: time.Unix(0, int64(s.StartTimeUnixNano)), End: time.Unix(0, int64(s.EndTimeUnixNano)),
 		Attrs:  attributes(s.Attributes),
@@ -111,18 +120,46 @@ func span(service string, s *tracepb.Span) Span {
 func attributes(kvs []*commonpb.KeyValue) map[string]string {
 	m := make(map[string]string, len(kvs))
 	for _, kv := range kvs {
-		switch v := kv.Value.GetValue().(type) {
-		case *commonpb.AnyValue_StringValue:
-			m[kv.Key] = v.StringValue
-		case *commonpb.AnyValue_IntValue:
-			m[kv.Key] = fmt.Sprint(v.IntValue)
-		case *commonpb.AnyValue_BoolValue:
-			m[kv.Key] = fmt.Sprint(v.BoolValue)
-		default:
-			m[kv.Key] = kv.Value.String()
-		}
+		m[kv.Key] = text(kv.Value)
 	}
 	return m
+}
+
+// text is a value; of a list, the values with commas between them.
+func text(v *commonpb.AnyValue) string {
+	switch v := v.GetValue().(type) {
+	case *commonpb.AnyValue_StringValue:
+		return v.StringValue
+	case *commonpb.AnyValue_IntValue:
+		return fmt.Sprint(v.IntValue)
+	case *commonpb.AnyValue_BoolValue:
+		return fmt.Sprint(v.BoolValue)
+	case *commonpb.AnyValue_ArrayValue:
+		var values []string
+		for _, v := range v.ArrayValue.Values {
+			values = append(values, text(v))
+		}
+		return strings.Join(values, ",")
+	}
+	return v.String()
+}
+
+// Keep has the collector keep what it receives from now on as it is, for [Collector.Text].
+func (c *Collector) Keep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep = true
+}
+
+// Text is all that was kept, everything that was in it.
+func (c *Collector) Text() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var b strings.Builder
+	for _, m := range c.kept {
+		b.WriteString(prototext.Format(m))
+	}
+	return b.String()
 }
 
 // Spans are all spans received so far.
