@@ -317,4 +317,3 @@ func TestALineOfTheLogNamesTheContainerAndItsSpan(t *testing.T) {
 		}
 	})
 }
-

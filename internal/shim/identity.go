@@ -30,15 +30,11 @@ type identity struct {
 	fields log.Fields
 }
 
-// idField is what containerd's own lines call the id of a container. The other
-// fields are called as the attributes of spans are.
-const idField = "id"
-
 // newIdentity takes of the annotations, which may be anything, what it knows.
 func newIdentity(id string, annotations map[string]string) identity {
 	who := identity{
 		attrs:  []attribute.KeyValue{telemetry.ContainerRuntimeName.String("containerd"), telemetry.ContainerRuntimeDescription.String(RuntimeName)},
-		fields: log.Fields{idField: id},
+		fields: log.Fields{telemetry.LogContainerID: id},
 	}
 	add := func(key attribute.Key, annotation string, logged bool) {
 		value := telemetry.Text(annotations[annotation])

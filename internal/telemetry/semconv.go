@@ -148,6 +148,8 @@ const (
 //
 // See https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/.
 const (
+	// LogContainerID is containerd's id of the container, as in containerd's own lines.
+	LogContainerID = "id"
 	// LogTraceID is the trace of the container, 32 hexadecimal digits.
 	LogTraceID = "trace_id"
 	// LogSpanID is the span of the operation, 16 hexadecimal digits.
