@@ -21,7 +21,8 @@ import (
 const docs = "../../docs/telemetry.md"
 
 // A name is a constant of semconv.go. Its kind is "Attribute" for one that is, which is
-// what the page calls the table; the others have no type to tell them apart.
+// what the page calls the table, "Value" for what an attribute may be. The others have
+// no type to tell them apart.
 type name struct{ ident, kind, value, doc string }
 
 // namesInSource are the exported constants of semconv.go. What other packages' are worth
@@ -77,8 +78,11 @@ func namesInSource(t *testing.T) (names []name) {
 					continue
 				}
 				kind := ""
-				if c.Type().String() == "go.opentelemetry.io/otel/attribute.Key" {
+				switch {
+				case c.Type().String() == "go.opentelemetry.io/otel/attribute.Key":
 					kind = "Attribute"
+				case strings.HasPrefix(block.Doc.Text(), "Values of "):
+					kind = "Value"
 				}
 				names = append(names, name{ident.Name, kind, constant.StringVal(c.Val()), spec.Doc.Text()})
 			}
@@ -89,12 +93,7 @@ func namesInSource(t *testing.T) (names []name) {
 
 // namesInDocs are those in the first columns of the page's tables of names, by the
 // title of the column.
-func namesInDocs(t *testing.T) map[string][]string {
-	t.Helper()
-	page, err := os.ReadFile(docs)
-	if err != nil {
-		t.Fatal(err)
-	}
+func namesInDocs(page []byte) map[string][]string {
 	named := regexp.MustCompile("^`([^`]+)`$")
 	found := map[string][]string{}
 	title := ""
@@ -116,7 +115,11 @@ func namesInDocs(t *testing.T) map[string][]string {
 }
 
 func TestEveryNameIsInTheDocumentation(t *testing.T) {
-	documented := namesInDocs(t)
+	page, err := os.ReadFile(docs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := namesInDocs(page)
 	for title, rows := range documented {
 		for i, row := range rows {
 			if slices.Contains(rows[:i], row) {
@@ -126,6 +129,12 @@ func TestEveryNameIsInTheDocumentation(t *testing.T) {
 	}
 	used := map[string]bool{}
 	for _, n := range namesInSource(t) {
+		if n.kind == "Value" {
+			if !bytes.Contains(page, []byte("`"+n.value+"`")) {
+				t.Errorf("%s: the value %s, %s, is not there", docs, n.value, n.ident)
+			}
+			continue
+		}
 		if n.doc == "" {
 			t.Errorf("%s has no comment", n.ident)
 		}
