@@ -4,7 +4,6 @@ package shim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -182,7 +181,7 @@ func (p *plugin) RegisterTTRPC(server *ttrpc.Server) error {
 	return nil
 }
 
-var errPanic = errors.New("internal error: the handler panicked, see the shim's log")
+var errPanic = &telemetry.Error{Type: telemetry.ErrPanic.Type, Text: "internal error: the handler panicked, see the shim's log"}
 
 // UnaryServerInterceptor implements [shim.TTRPCServerUnaryOptioner].
 func (p *plugin) UnaryServerInterceptor() ttrpc.UnaryServerInterceptor {

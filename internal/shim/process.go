@@ -333,7 +333,8 @@ func killedBy(reported, status int) error {
 	if status <= 128 {
 		return nil
 	}
-	return fmt.Errorf("ended by signal %d", reported-128)
+	sig := unix.Signal(reported - 128)
+	return &telemetry.Error{Type: unix.SignalName(sig), Text: fmt.Sprintf("ended by signal %d", int(sig))}
 }
 
 func (p *process) kill(sig unix.Signal) error {

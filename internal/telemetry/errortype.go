@@ -5,9 +5,8 @@ import (
 	"errors"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"golang.org/x/sys/unix"
 )
 
 // statusCodes are the names that gRPC has for the classes of errors on its wire,
@@ -43,8 +42,20 @@ func StatusCode(err error) string {
 	return statusCodes[errdefs.Resolve(err)]
 }
 
+// An Error is one that says what kind of error it is.
+type Error struct{ Type, Text string }
+
+func (e *Error) Error() string { return e.Text }
+
+// ErrorType is what package semconv asks for.
+func (e *Error) ErrorType() string { return e.Type }
+
+// ErrPanic is what a span says of an operation that never came to its result.
+var ErrPanic = &Error{"panic", "panic"}
+
 // ErrorTypeOf names what kind of error err is, of few: the status it is on the wire;
-// the name of the kernel's error that it wraps; or a type of Go.
+// the name of the kernel's error that it wraps; what it says itself with a method
+// ErrorType; or a type of Go.
 func ErrorTypeOf(err error) string {
 	if class := errdefs.Resolve(err); !errors.Is(class, errdefs.ErrUnknown) {
 		return statusCodes[class]

@@ -4,7 +4,6 @@ package telemetry
 
 import (
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -82,9 +81,6 @@ func text(s string, limit int) string {
 	}
 	return strings.ToValidUTF8(s, "\ufffd")
 }
-
-// ErrPanic is what a span says of an operation that never came to its result.
-var ErrPanic = errors.New("panic")
 
 // Stage runs f in a span below the one of ctx.
 func Stage(ctx context.Context, name string, f func(context.Context) error) (err error) {

@@ -103,3 +103,35 @@ func TestTheTypeOfAnErrorIsItsClass(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatAContextSaysIsOnEverySpanBelow(t *testing.T) {
+	recorder, provider := newProvider()
+	a, b := attribute.String("a", "1"), attribute.String("b", "2")
+	ctx := WithAttributes(context.Background(), a)
+	ctx, operation := StartOperation(ctx, provider, TaskCreate)
+	below := WithAttributes(ctx, b)
+	_ = Stage(below, BundleLoad, func(context.Context) error { return nil })
+	_ = Stage(ctx, RootfsMount, func(context.Context) error { return nil })
+	End(operation, nil)
+	for _, span := range recorder.Ended() {
+		got, want := attrs(span), map[attribute.Key]any{"a": "1", "b": "2"}
+		if span.Name() == RootfsMount {
+			delete(want, "b")
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %v, want %v", span.Name(), got, want)
+		}
+	}
+}
+
+func TestAStageThatPanicsHasFailed(t *testing.T) {
+	recorder, provider := newProvider()
+	ctx, _ := StartOperation(context.Background(), provider, TaskCreate)
+	func() {
+		defer func() { recover() }() //nolint:errcheck // the test's own
+		_ = Stage(ctx, BundleLoad, func(context.Context) error { panic("boom") })
+	}()
+	if ended := recorder.Ended(); len(ended) != 1 || ended[0].Status().Code != codes.Error {
+		t.Errorf("got %v, want one span that failed", ended)
+	}
+}
