@@ -210,7 +210,7 @@ func TestAKilledTaskHasAWholeTrace(t *testing.T) {
 		t.Errorf("task.kill: signal %q, failed %t", got, s["task.kill"].Failed)
 	}
 	run := s["module.run"]
-	if run.Attrs["process.exit.code"] != "143" || !run.Failed || !strings.Contains(run.Status, "signal 15") || len(run.Links) != 1 || run.Links[0] != s["module.start"].ID {
+	if run.Attrs["process.exit.code"] != "143" || run.Attrs["error.type"] != "SIGTERM" || !run.Failed || !strings.Contains(run.Status, "signal 15") || len(run.Links) != 1 || run.Links[0] != s["module.start"].ID {
 		t.Errorf("module.run: %v, failed %t %q, links %v", run.Attrs, run.Failed, run.Status, run.Links)
 	}
 	if s["task.wait"].Attrs["process.exit.code"] != "143" {
@@ -222,7 +222,7 @@ func TestATrapIsAnErrorInItsTrace(t *testing.T) {
 	n := useNode(t)
 	b, _ := run(t, n, app(t, n, "trap.wasm"), args("/app.wasm"))
 	s := trace(t, spans, b.ID(), collector.Life...)
-	if run := s["module.run"]; !run.Failed || !strings.Contains(run.Status, "unreachable") || run.Attrs["process.exit.code"] != "134" {
+	if run := s["module.run"]; !run.Failed || !strings.Contains(run.Status, "unreachable") || run.Attrs["process.exit.code"] != "134" || run.Attrs["error.type"] != "trap" {
 		t.Errorf("module.run: failed %t, %q, %v", run.Failed, run.Status, run.Attrs)
 	}
 	if s["task.wait"].Failed || s["task.delete"].Failed {

@@ -83,6 +83,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Text }
 
+// ErrorType is what a span calls it.
+func (e *Error) ErrorType() string { return string(e.Kind) }
+
 // ErrorKind is whose fault an [Error] is.
 type ErrorKind string
 

@@ -243,11 +243,19 @@ func call(ctx context.Context, instance api.Module, name string, stack uint64) e
 // nothing about whether running it failed.
 func asFailure(err error) error {
 	var exit *sys.ExitError
-	if errors.As(err, &exit) {
+	if err == nil || errors.As(err, &exit) {
 		return nil
 	}
-	return err
+	return trap{err}
 }
+
+// A trap is how a guest ends that has done what it may not.
+type trap struct{ error }
+
+func (t trap) Unwrap() error { return t.error }
+
+// ErrorType is what a span calls it.
+func (t trap) ErrorType() string { return "trap" }
 
 func (g *guest) exit(err error) int {
 	if failure := asFailure(err); failure != nil {

@@ -13,6 +13,7 @@ package relay
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -93,7 +94,7 @@ func (r *Recorder) Record(name string, start time.Time, err error, attrs map[str
 	}
 	f := Frame{Name: name, Start: start.UnixNano(), End: time.Now().UnixNano(), Attrs: attrs}
 	if err != nil {
-		f.Error, f.ErrorType = err.Error(), fmt.Sprintf("%T", err)
+		f.Error, f.ErrorType = err.Error(), errorType(err)
 	}
 	line := f.line()
 	if line == nil {
@@ -101,6 +102,21 @@ func (r *Recorder) Record(name string, start time.Time, err error, attrs map[str
 	}
 	// One write of the descriptor itself: os.File would wait for room.
 	_, _ = unix.Write(r.fd, line)
+}
+
+// errorType is what an error calls its type with a method of that name, as package
+// semconv of OpenTelemetry has it; or else its type, without what wraps it.
+func errorType(err error) string {
+	if typed, ok := errors.AsType[interface {
+		error
+		ErrorType() string
+	}](err); ok {
+		return typed.ErrorType()
+	}
+	for u := err; u != nil; u = errors.Unwrap(u) {
+		err = u
+	}
+	return fmt.Sprintf("%T", err)
 }
 
 // line is the frame as it is written, or nil if it has no such form.

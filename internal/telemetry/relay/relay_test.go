@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
@@ -156,5 +157,25 @@ func TestARecorderNeedsAPipe(t *testing.T) {
 	w.Close()
 	if _, err := NewRecorder(w); err == nil {
 		t.Error("got no error")
+	}
+}
+
+type trap struct{ error }
+
+func (trap) ErrorType() string { return "trap" }
+
+func TestAnErrorSaysItsTypeOrHasOne(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("run: %w", trap{errors.New("unreachable")}), "trap"},
+		{fmt.Errorf("open: %w", &os.PathError{Err: unix.ENOENT}), "syscall.Errno"},
+		{fmt.Errorf("x: %w", errors.New("y")), "*errors.errorString"},
+		{errors.Join(errors.New("x"), errors.New("y")), "*errors.joinError"},
+	} {
+		if got := errorType(tt.err); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.err, got, tt.want)
+		}
 	}
 }
