@@ -2,7 +2,10 @@ package test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,10 +52,23 @@ func trace(t *testing.T, c *collector.Collector, id string, want ...string) map[
 // parents of the spans of a container's life; of those not named here it is the
 // caller's span or, without one, shim.start.
 var parents = map[string]string{
-	"bundle.load": "task.create", "rootfs.mount": "task.create", "cgroup.create": "task.create", "instance.spawn": "task.create",
-	"sandbox.build": "task.create", "instance.prepare": "task.create", "module.resolve": "task.create", "module.load": "task.create",
-	"sandbox.enter": "task.create", "module.instantiate": "task.start", "module.start": "task.start", "module.run": "task.start",
-	"rootfs.unmount": "task.delete", "cgroup.destroy": "task.delete",
+	"shim.listen": "shim.start", "shim.exec": "shim.start",
+	"bundle.load": "task.create", "rootfs.mount": "task.create", "bundle.check": "task.create", "seccomp.compile": "bundle.check",
+	"stdio.open": "task.create", "logger.start": "stdio.open", "cgroup.create": "task.create", "sandbox.prepare": "task.create",
+	"instance.spawn": "task.create", "sandbox.build": "task.create", "sandbox.mount": "sandbox.build",
+	"hook.prestart": "sandbox.build", "hook.createRuntime": "sandbox.build", "hook.createContainer": "sandbox.build",
+	"instance.prepare": "task.create", "module.resolve": "task.create",
+	"module.compile": "task.create", "compiler.wait": "module.compile", "compiler.spawn": "module.compile", "module.translate": "module.compile",
+	"module.load": "task.create", "sandbox.enter": "task.create",
+	"module.instantiate": "task.start", "module.start": "task.start", "module.run": "task.start", "task.exit": "task.start",
+	"hook.poststart": "task.start",
+	"stdio.close":    "task.delete", "rootfs.unmount": "task.delete", "cgroup.destroy": "task.delete", "hook.poststop": "task.delete",
+	"runc.create": "task.create", "runc.start": "task.start", "runc.delete": "task.delete",
+}
+
+func digest(file []byte) string {
+	sum := sha256.Sum256(file)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func checkTree(t *testing.T, spans map[string]collector.Span, id string) {
@@ -71,9 +87,14 @@ func checkTree(t *testing.T, spans map[string]collector.Span, id string) {
 			t.Errorf("%s has failed: %s", name, s.Status)
 		}
 	}
-	run := spans["module.run"]
-	if len(run.Links) != 1 || run.Links[0] != spans["module.start"].ID {
-		t.Errorf("module.run is linked to %v, want module.start", run.Links)
+	for name, to := range map[string]string{"module.run": "module.start", "task.exit": "module.run"} {
+		if links := spans[name].Links; len(links) != 1 || links[0] != spans[to].ID {
+			t.Errorf("%s is linked to %v, want %s", name, links, to)
+		}
+	}
+	wait, exit := spans["task.wait"], spans["task.exit"]
+	if e := wait.Events; len(e) != 1 || e[0].Name != "exit" || !e[0].At.Equal(exit.Start) || exit.End.After(wait.End) {
+		t.Errorf("task.wait, to %v, tells of %v, want the exit of %v, known at %v", wait.End, e, exit.Start, exit.End)
 	}
 }
 
@@ -119,7 +140,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			if status != 3 {
 				t.Fatalf("exit status %d", status)
 			}
-			spans := trace(t, c, b.ID(), append([]string{"module.compile"}, collector.Life...)...)
+			spans := trace(t, c, b.ID(), slices.Concat(collector.Life, collector.Miss)...)
 			checkTree(t, spans, b.ID())
 			traced := name == "containerd is traced"
 			for _, op := range []string{"shim.start", "task.create", "task.start", "task.wait", "task.delete"} {
@@ -133,7 +154,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 					t.Errorf("%s is below %s, want shim.start", op, s.Parent)
 				}
 			}
-			for _, name := range []string{"task.wait", "task.delete", "module.run"} {
+			for _, name := range []string{"task.wait", "task.delete", "module.run", "task.exit"} {
 				if got := spans[name].Attrs["process.exit.code"]; got != "3" {
 					t.Errorf("%s has the exit code %q", name, got)
 				}
@@ -147,8 +168,27 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			if second["task.create"].TraceID == spans["task.create"].TraceID {
 				t.Error("two containers are in one trace")
 			}
-			if spans["module.resolve"].Attrs["wasm.cache.hit"] != "false" || second["module.resolve"].Attrs["wasm.cache.hit"] != "true" {
-				t.Errorf("cache hits: %v, then %v", spans["module.resolve"].Attrs, second["module.resolve"].Attrs)
+			checkTree(t, second, again.ID())
+			if _, ok := second["module.translate"]; ok {
+				t.Error("the second container's module has been compiled again")
+			}
+			file := guest(t, "probe.wasm")
+			for hit, compile := range map[string]collector.Span{"false": spans["module.compile"], "true": second["module.compile"]} {
+				size, err := strconv.Atoi(compile.Attrs["wasm.compiled.size"])
+				want := map[string]string{
+					"wasm.cache.hit": hit, "wasm.module.size": strconv.Itoa(len(file)), "wasm.module.digest": digest(file),
+					"wasm.compiled.size": compile.Attrs["wasm.compiled.size"],
+				}
+				if err != nil || size < len(file) || !maps.Equal(compile.Attrs, want) {
+					t.Errorf("module.compile: %v, want %v", compile.Attrs, want)
+				}
+			}
+			want := map[string]string{
+				"wasm.module.path": "/app.wasm", "wasm.module.source": "image",
+				"wasm.module.size": strconv.Itoa(len(file)), "wasm.module.digest": digest(file),
+			}
+			if got := second["module.resolve"].Attrs; !maps.Equal(got, want) {
+				t.Errorf("module.resolve: %v, want %v", got, want)
 			}
 		})
 	}
