@@ -303,25 +303,30 @@ func TestEveryReexecutedProcessGetsTraceContext(t *testing.T) {
 	}
 }
 
-// TRACECONTEXT in the environment of `start` is the parent of all, and a malformed
-// one is as good as none.
+// TRACECONTEXT in the environment of `start` is the parent of all, else what the
+// variables of OpenTelemetry say; and a malformed one is as good as none.
 func TestTraceContextOfStart(t *testing.T) {
 	const id, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	const header = "00-" + id + "-" + parent + "-01"
 	for name, c := range map[string]struct {
 		value string
 		taken bool
+		more  []string
 	}{
-		"a JSON object":             {`{"traceparent":"00-` + id + "-" + parent + `-01","tracestate":"a=b"}`, true},
-		"a bare traceparent":        {"00-" + id + "-" + parent + "-01", true},
-		"garbage":                   {"no such thing", false},
-		"malformed JSON":            {`{"traceparent":`, false},
-		"a malformed header":        {`{"traceparent":"00-` + id + `-01"}`, false},
-		"a header of zeros":         {"00-00000000000000000000000000000000-0000000000000000-01", false},
-		"more than anyone asks":     {strings.Repeat("{", 100_000), false},
-		"more baggage than goes on": {`{"traceparent":"00-` + id + "-" + parent + `-01","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true},
+		"a JSON object":             {`{"traceparent":"` + header + `","tracestate":"a=b"}`, true, nil},
+		"a bare traceparent":        {header, true, nil},
+		"garbage":                   {"no such thing", false, nil},
+		"malformed JSON":            {`{"traceparent":`, false, nil},
+		"a malformed header":        {`{"traceparent":"00-` + id + `-01"}`, false, nil},
+		"a header of zeros":         {"00-00000000000000000000000000000000-0000000000000000-01", false, nil},
+		"more than anyone asks":     {strings.Repeat("{", 100_000), false, nil},
+		"more baggage than goes on": {`{"traceparent":"` + header + `","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true, nil},
+		"TRACEPARENT":               {"", true, []string{"TRACEPARENT=" + header, "TRACESTATE=a=b", "BAGGAGE=k=v"}},
+		"TRACEPARENT as well":       {header, true, []string{"TRACEPARENT=00-" + id + "-1111111111111111-01"}},
+		"a malformed TRACEPARENT":   {"", false, []string{"TRACEPARENT=00-" + id, "TRACESTATE=a=b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, rec := tracedNode(t, options(), "TRACECONTEXT="+c.value)
+			n, rec := tracedNode(t, options(), append(c.more, "TRACECONTEXT="+c.value)...)
 			b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"))
 			if status != 0 || b.stdout.String() != "hello\n" {
 				t.Fatalf("exit status %d, %q", status, b.stdout)
@@ -330,6 +335,9 @@ func TestTraceContextOfStart(t *testing.T) {
 			shim := s["shim.start"]
 			if c.taken && (shim.TraceID != id || shim.Parent != parent) || !c.taken && (shim.TraceID == id || shim.Parent != "") {
 				t.Errorf("shim.start is in trace %s below %q", shim.TraceID, shim.Parent)
+			}
+			if len(c.more) == 3 && (shim.State != "a=b" || s["task.create"].State != "a=b") {
+				t.Errorf("trace state %q, then %q", shim.State, s["task.create"].State)
 			}
 		})
 	}

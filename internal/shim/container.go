@@ -481,6 +481,18 @@ func (c *container) remove(ctx context.Context) (exitStatus, error) {
 	return p.exit, errors.Join(err, p.phase.to(next))
 }
 
+// release frees what the shim holds of the processes.
+func (c *container) release() error {
+	var errs []error
+	c.mu.Lock()
+	for id, p := range c.execs {
+		errs = append(errs, p.release())
+		delete(c.execs, id)
+	}
+	c.mu.Unlock()
+	return errors.Join(append(errs, c.init.release())...)
+}
+
 // tearDownTimeout bounds a removal; containerd gives up on it after a while.
 const tearDownTimeout = 10 * time.Second
 
@@ -490,14 +502,8 @@ func (c *container) tearDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tearDownTimeout)
 	defer cancel()
 	var errs []error
-	c.mu.Lock()
-	for id, p := range c.execs {
-		errs = append(errs, p.release())
-		delete(c.execs, id)
-	}
-	c.mu.Unlock()
 	if c.init != nil {
-		errs = append(errs, telemetry.Stage(ctx, telemetry.StdioClose, func(context.Context) error { return c.init.release() }))
+		errs = append(errs, telemetry.Stage(ctx, telemetry.StdioClose, func(context.Context) error { return c.release() }))
 	}
 	if c.mounted {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.RootfsUnmount, func(context.Context) error {

@@ -42,6 +42,7 @@ type Span struct {
 	TraceID   string // hexadecimal
 	ID        string
 	Parent    string // empty for a root
+	State     string // the W3C's trace state
 	Start     time.Time
 	End       time.Time
 	Attrs     map[string]string
@@ -118,6 +119,7 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 	out := Span{
 		Service: resource["service.name"], Resource: resource, Name: s.Name, Kind: s.Kind,
 		TraceID: hex.EncodeToString(s.TraceId), ID: hex.EncodeToString(s.SpanId), Parent: hex.EncodeToString(s.ParentSpanId),
+		State: s.TraceState,
 		Start: time.Unix(0, int64(s.StartTimeUnixNano)), End: time.Unix(0, int64(s.EndTimeUnixNano)),
 		Attrs:  attributes(s.Attributes),
 		Failed: s.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR, Status: s.Status.GetMessage(),
