@@ -51,9 +51,9 @@ func moduleSource(w *sandbox.Walls, f *os.File) string {
 	case err != nil:
 		return ""
 	case same:
-		return "image"
+		return telemetry.ModuleSourceImage
 	default:
-		return "mount"
+		return telemetry.ModuleSourceMount
 	}
 }
 

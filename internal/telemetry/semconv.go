@@ -214,7 +214,7 @@ const (
 	KillSignal = attribute.Key("wasm.kill.signal")
 	// ModulePath is where the module is, in the container. A string.
 	ModulePath = attribute.Key("wasm.module.path")
-	// ModuleSource is where that comes from: "image" or "mount". A string.
+	// ModuleSource is where that comes from. A string, see below.
 	ModuleSource = attribute.Key("wasm.module.source")
 	// ModuleDigest is the digest of the module: "sha256:" and 64 hexadecimal digits.
 	ModuleDigest = attribute.Key("wasm.module.digest")
@@ -228,6 +228,14 @@ const (
 	CacheHit = attribute.Key("wasm.cache.hit")
 	// MountDestination is where a mount is, in the container. A string.
 	MountDestination = attribute.Key("oci.mount.destination")
+)
+
+// Values of [ModuleSource].
+const (
+	// ModuleSourceImage is for a file of the root file system.
+	ModuleSourceImage = "image"
+	// ModuleSourceMount is for a file of what is mounted in it.
+	ModuleSourceMount = "mount"
 )
 
 // Fields of a line in the log: those that OpenTelemetry has for logs of other formats.
