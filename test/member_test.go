@@ -111,9 +111,9 @@ func (p *rawPod) member(t *testing.T, guestName string, opts ...oci.SpecOpts) *m
 }
 
 // linux makes the bundle of a Linux container that runs a shell script.
-func (p *rawPod) linux(t *testing.T, script string) *member {
+func (p *rawPod) linux(t *testing.T, script string, opts ...oci.SpecOpts) *member {
 	t.Helper()
-	m := p.member(t, "busybox", args("/busybox", "sh", "-c", script))
+	m := p.member(t, "busybox", append(opts, args("/busybox", "sh", "-c", script))...)
 	m.runc = true
 	if err := os.Rename(filepath.Join(m.bundle, "rootfs", "app"), filepath.Join(m.bundle, "rootfs", "busybox")); err != nil {
 		t.Fatal(err)

@@ -2,7 +2,10 @@ package test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,10 +52,30 @@ func trace(t *testing.T, c *collector.Collector, id string, want ...string) map[
 // parents of the spans of a container's life; of those not named here it is the
 // caller's span or, without one, shim.start.
 var parents = map[string]string{
-	"bundle.load": "task.create", "rootfs.mount": "task.create", "cgroup.create": "task.create", "instance.spawn": "task.create",
-	"sandbox.build": "task.create", "instance.prepare": "task.create", "module.resolve": "task.create", "module.load": "task.create",
-	"sandbox.enter": "task.create", "module.instantiate": "task.start", "module.start": "task.start", "module.run": "task.start",
-	"rootfs.unmount": "task.delete", "cgroup.destroy": "task.delete",
+	"shim.listen": "shim.start", "shim.exec": "shim.start",
+	"bundle.load": "task.create", "rootfs.mount": "task.create", "bundle.check": "task.create", "seccomp.compile": "bundle.check",
+	"stdio.open": "task.create", "logger.start": "stdio.open", "cgroup.create": "task.create", "sandbox.prepare": "task.create",
+	"instance.spawn": "task.create", "sandbox.build": "task.create", "sandbox.mount": "sandbox.build",
+	"hook.prestart": "sandbox.build", "hook.createRuntime": "sandbox.build", "hook.createContainer": "sandbox.build",
+	"instance.prepare": "task.create", "module.resolve": "task.create",
+	"module.compile": "task.create", "compiler.wait": "module.compile", "compiler.spawn": "module.compile", "module.translate": "module.compile",
+	"module.load": "task.create", "sandbox.enter": "task.create",
+	"module.instantiate": "task.start", "module.start": "task.start", "module.run": "task.start", "task.exit": "task.start",
+	"hook.poststart": "task.start",
+	"stdio.close":    "task.delete", "rootfs.unmount": "task.delete", "cgroup.destroy": "task.delete", "hook.poststop": "task.delete",
+	"runc.create": "task.create", "runc.start": "task.start", "runc.delete": "task.delete",
+}
+
+// ofWasm are the attributes of a span that are of a module.
+func ofWasm(s collector.Span) map[string]string {
+	attrs := maps.Clone(s.Attrs)
+	maps.DeleteFunc(attrs, func(key, _ string) bool { return !strings.HasPrefix(key, "wasm.") })
+	return attrs
+}
+
+func digest(file []byte) string {
+	sum := sha256.Sum256(file)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func checkTree(t *testing.T, spans map[string]collector.Span, id string) {
@@ -71,9 +94,14 @@ func checkTree(t *testing.T, spans map[string]collector.Span, id string) {
 			t.Errorf("%s has failed: %s", name, s.Status)
 		}
 	}
-	run := spans["module.run"]
-	if len(run.Links) != 1 || run.Links[0] != spans["module.start"].ID {
-		t.Errorf("module.run is linked to %v, want module.start", run.Links)
+	for name, to := range map[string]string{"module.run": "module.start", "task.exit": "module.run"} {
+		if links := spans[name].Links; len(links) != 1 || links[0] != spans[to].ID {
+			t.Errorf("%s is linked to %v, want %s", name, links, to)
+		}
+	}
+	wait, exit := spans["task.wait"], spans["task.exit"]
+	if e := wait.Events; len(e) != 1 || e[0].Name != "exit" || !e[0].At.Equal(exit.Start) || exit.End.After(wait.End) {
+		t.Errorf("task.wait, to %v, tells of %v, want the exit of %v, known at %v", wait.End, e, exit.Start, exit.End)
 	}
 }
 
@@ -119,7 +147,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			if status != 3 {
 				t.Fatalf("exit status %d", status)
 			}
-			spans := trace(t, c, b.ID(), append([]string{"module.compile"}, collector.Life...)...)
+			spans := trace(t, c, b.ID(), slices.Concat(collector.Life, collector.Miss)...)
 			checkTree(t, spans, b.ID())
 			traced := name == "containerd is traced"
 			for _, op := range []string{"shim.start", "task.create", "task.start", "task.wait", "task.delete"} {
@@ -133,7 +161,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 					t.Errorf("%s is below %s, want shim.start", op, s.Parent)
 				}
 			}
-			for _, name := range []string{"task.wait", "task.delete", "module.run"} {
+			for _, name := range []string{"task.wait", "task.delete", "module.run", "task.exit"} {
 				if got := spans[name].Attrs["process.exit.code"]; got != "3" {
 					t.Errorf("%s has the exit code %q", name, got)
 				}
@@ -147,8 +175,28 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 			if second["task.create"].TraceID == spans["task.create"].TraceID {
 				t.Error("two containers are in one trace")
 			}
-			if spans["module.resolve"].Attrs["wasm.cache.hit"] != "false" || second["module.resolve"].Attrs["wasm.cache.hit"] != "true" {
-				t.Errorf("cache hits: %v, then %v", spans["module.resolve"].Attrs, second["module.resolve"].Attrs)
+			checkTree(t, second, again.ID())
+			if _, ok := second["module.translate"]; ok {
+				t.Error("the second container's module has been compiled again")
+			}
+			file := guest(t, "probe.wasm")
+			for hit, compile := range map[string]collector.Span{"false": spans["module.compile"], "true": second["module.compile"]} {
+				got := ofWasm(compile)
+				size, err := strconv.Atoi(got["wasm.compiled.size"])
+				want := map[string]string{
+					"wasm.cache.hit": hit, "wasm.module.size": strconv.Itoa(len(file)), "wasm.module.digest": digest(file),
+					"wasm.compiled.size": got["wasm.compiled.size"],
+				}
+				if err != nil || size < len(file) || !maps.Equal(got, want) {
+					t.Errorf("module.compile: %v, want %v", got, want)
+				}
+			}
+			want := map[string]string{
+				"wasm.module.path": "/app.wasm", "wasm.module.source": "image",
+				"wasm.module.size": strconv.Itoa(len(file)), "wasm.module.digest": digest(file),
+			}
+			if got := ofWasm(second["module.resolve"]); !maps.Equal(got, want) {
+				t.Errorf("module.resolve: %v, want %v", got, want)
 			}
 		})
 	}
@@ -263,25 +311,30 @@ func TestEveryReexecutedProcessGetsTraceContext(t *testing.T) {
 	}
 }
 
-// TRACECONTEXT in the environment of `start` is the parent of all, and a malformed
-// one is as good as none.
+// TRACECONTEXT in the environment of `start` is the parent of all, else what the
+// variables of OpenTelemetry say; and a malformed one is as good as none.
 func TestTraceContextOfStart(t *testing.T) {
 	const id, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	const header = "00-" + id + "-" + parent + "-01"
 	for name, c := range map[string]struct {
 		value string
 		taken bool
+		more  []string
 	}{
-		"a JSON object":             {`{"traceparent":"00-` + id + "-" + parent + `-01","tracestate":"a=b"}`, true},
-		"a bare traceparent":        {"00-" + id + "-" + parent + "-01", true},
-		"garbage":                   {"no such thing", false},
-		"malformed JSON":            {`{"traceparent":`, false},
-		"a malformed header":        {`{"traceparent":"00-` + id + `-01"}`, false},
-		"a header of zeros":         {"00-00000000000000000000000000000000-0000000000000000-01", false},
-		"more than anyone asks":     {strings.Repeat("{", 100_000), false},
-		"more baggage than goes on": {`{"traceparent":"00-` + id + "-" + parent + `-01","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true},
+		"a JSON object":             {`{"traceparent":"` + header + `","tracestate":"a=b"}`, true, nil},
+		"a bare traceparent":        {header, true, nil},
+		"garbage":                   {"no such thing", false, nil},
+		"malformed JSON":            {`{"traceparent":`, false, nil},
+		"a malformed header":        {`{"traceparent":"00-` + id + `-01"}`, false, nil},
+		"a header of zeros":         {"00-00000000000000000000000000000000-0000000000000000-01", false, nil},
+		"more than anyone asks":     {strings.Repeat("{", 100_000), false, nil},
+		"more baggage than goes on": {`{"traceparent":"` + header + `","baggage":"` + strings.Repeat("k=v,", 3000) + `"}`, true, nil},
+		"TRACEPARENT":               {"", true, []string{"TRACEPARENT=" + header, "TRACESTATE=a=b", "BAGGAGE=k=v"}},
+		"TRACEPARENT as well":       {header, true, []string{"TRACEPARENT=00-" + id + "-1111111111111111-01"}},
+		"a malformed TRACEPARENT":   {"", false, []string{"TRACEPARENT=00-" + id, "TRACESTATE=a=b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, rec := tracedNode(t, options(), "TRACECONTEXT="+c.value)
+			n, rec := tracedNode(t, options(), append(c.more, "TRACECONTEXT="+c.value)...)
 			b, status := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"))
 			if status != 0 || b.stdout.String() != "hello\n" {
 				t.Fatalf("exit status %d, %q", status, b.stdout)
@@ -290,6 +343,9 @@ func TestTraceContextOfStart(t *testing.T) {
 			shim := s["shim.start"]
 			if c.taken && (shim.TraceID != id || shim.Parent != parent) || !c.taken && (shim.TraceID == id || shim.Parent != "") {
 				t.Errorf("shim.start is in trace %s below %q", shim.TraceID, shim.Parent)
+			}
+			if len(c.more) == 3 && (shim.State != "a=b" || s["task.create"].State != "a=b") {
+				t.Errorf("trace state %q, then %q", shim.State, s["task.create"].State)
 			}
 		})
 	}

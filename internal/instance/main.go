@@ -195,7 +195,7 @@ func (p *process) compile() error {
 	}
 	began := time.Now()
 	size, err := compile(context.Background(), files[0], p.config.Compile)
-	p.spans.Record(relay.ModuleCompile, began, err, map[string]any{relay.ModuleSize: size})
+	p.spans.Record(relay.ModuleTranslate, began, err, map[string]any{relay.ModuleSize: size})
 	if err != nil {
 		return err
 	}

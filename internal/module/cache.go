@@ -26,6 +26,10 @@ import (
 // that has seen a module's bytes: such a process fills a directory of its own,
 // which the cache takes over when the process is gone.
 type Cache struct {
+	// Wait, unless nil, is called for every wait for somebody else who compiles the
+	// same module, to call wait.
+	Wait func(ctx context.Context, wait func(context.Context) error) error
+
 	dir     string
 	version string
 }
@@ -59,46 +63,83 @@ func NewCache(dir, version string) (*Cache, error) {
 // returns, nothing that has read the module runs any more.
 type Compiler func(ctx context.Context, f *os.File, dir *os.File) error
 
-// An Artifact is a compiled module.
-type Artifact struct {
-	Digest string // of the module: "sha256:" and 64 hexadecimal digits
-	Size   int64  // of the module, bytes
-	Hit    bool   // it was there already
-	Dir    *os.File
+// An Identity says which module it is.
+type Identity struct {
+	Digest string // "sha256:" and 64 hexadecimal digits
+	Size   int64  // bytes
 }
 
-// Get returns what the module f was compiled to, and compiles it when the cache
-// has no entry for it: once, however many ask at the same time, in this process
-// or others. The caller closes Dir.
-func (c *Cache) Get(ctx context.Context, f *os.File, compile Compiler) (*Artifact, error) {
-	a, err := c.digest(f)
+// Identify reads the module f, to its end. It leaves the offset of f alone.
+func Identify(f *os.File) (Identity, error) {
+	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return Identity{}, err
 	}
-	entry := c.entry(a.Digest)
-	if a.Dir, err = os.Open(entry); err == nil {
-		a.Hit = true
-		return a, nil
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
+	if err != nil {
+		return Identity{}, fmt.Errorf("read module: %w", err)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("module cache: %w", err)
+	return Identity{"sha256:" + hex.EncodeToString(h.Sum(nil)), n}, nil
+}
+
+// An Artifact is a compiled module.
+type Artifact struct {
+	Hit bool // it was there already
+	Dir *os.File
+}
+
+// Size is the length of the compiled code, bytes.
+func (a *Artifact) Size() (size int64, err error) {
+	err = fs.WalkDir(os.DirFS(a.Dir.Name()), ".", func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			size += info.Size()
+		}
+		return err
+	})
+	return size, err
+}
+
+// Get returns what the module f, which is the given one, was compiled to, and
+// compiles it when the cache has no entry for it: once, however many ask at the same
+// time, in this process or others. The caller closes Dir.
+func (c *Cache) Get(ctx context.Context, id Identity, f *os.File, compile Compiler) (*Artifact, error) {
+	entry := c.entry(id.Digest)
+	if a, err := open(entry); a != nil || err != nil {
+		return a, err
 	}
 	unlock, err := c.lock(ctx, entry+".lock")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if a.Dir, err = os.Open(entry); err == nil {
-		a.Hit = true
-		return a, nil
+	if a, err := open(entry); a != nil || err != nil {
+		return a, err
 	}
 	if err := c.fill(ctx, f, entry, compile); err != nil {
 		return nil, err
 	}
-	if a.Dir, err = os.Open(entry); err != nil {
+	dir, err := os.Open(entry)
+	if err != nil {
 		return nil, fmt.Errorf("module cache: %w", err)
 	}
-	return a, nil
+	return &Artifact{Dir: dir}, nil
+}
+
+// open is nil when there is no such entry.
+func open(entry string) (*Artifact, error) {
+	dir, err := os.Open(entry)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("module cache: %w", err)
+	}
+	return &Artifact{Hit: true, Dir: dir}, nil
 }
 
 // Drop removes the entry of the module with the given digest: it was found to be
@@ -108,19 +149,6 @@ func (c *Cache) Drop(digest string) error {
 		return fmt.Errorf("module cache: %w", err)
 	}
 	return nil
-}
-
-func (c *Cache) digest(f *os.File) (*Artifact, error) {
-	h := sha256.New()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	n, err := io.Copy(h, io.NewSectionReader(f, 0, info.Size()))
-	if err != nil {
-		return nil, fmt.Errorf("read module: %w", err)
-	}
-	return &Artifact{Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Size: n}, nil
 }
 
 // entry is the directory for a module. Its name says all that the compiled code
@@ -138,18 +166,9 @@ func (c *Cache) lock(ctx context.Context, path string) (unlock func(), err error
 		if err != nil {
 			return nil, fmt.Errorf("module cache: %w", err)
 		}
-		// Waiting in flock(2) would outlive a cancelled request.
-		for {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-			if !errors.Is(err, unix.EWOULDBLOCK) {
-				break
-			}
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-ctx.Done():
-				f.Close()
-				return nil, fmt.Errorf("module cache: wait for another compilation: %w", ctx.Err())
-			}
+		try := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+		if err = try(); errors.Is(err, unix.EWOULDBLOCK) {
+			err = c.wait(ctx, try)
 		}
 		if err != nil {
 			f.Close()
@@ -164,6 +183,26 @@ func (c *Cache) lock(ctx context.Context, path string) (unlock func(), err error
 		}
 		f.Close()
 	}
+}
+
+// wait tries to take a lock until it can be had, or ctx is done.
+func (c *Cache) wait(ctx context.Context, try func() error) error {
+	wait := func(ctx context.Context) error {
+		for { // waiting in flock(2) would outlive a cancelled request
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return fmt.Errorf("wait for another compilation: %w", ctx.Err())
+			}
+			if err := try(); !errors.Is(err, unix.EWOULDBLOCK) {
+				return err
+			}
+		}
+	}
+	if c.Wait == nil {
+		return wait(ctx)
+	}
+	return c.Wait(ctx, wait)
 }
 
 // fill makes the entry. It appears whole or not at all.

@@ -76,6 +76,15 @@ func compiler(t *testing.T, count *atomic.Int32) Compiler {
 	}
 }
 
+// get is Get for a file of which nothing is known yet.
+func get(ctx context.Context, c *Cache, f *os.File, compile Compiler) (*Artifact, error) {
+	id, err := Identify(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.Get(ctx, id, f, compile)
+}
+
 func assertEmpty(t *testing.T, c *Cache) {
 	t.Helper()
 	entries, err := os.ReadDir(c.dir)
@@ -99,7 +108,7 @@ func TestAModuleIsCompiledOnceHoweverManyAsk(t *testing.T) {
 	for i := range 12 {
 		c := []*Cache{one, other}[i%2]
 		wg.Go(func() {
-			a, err := c.Get(t.Context(), f, compiler(t, &compiled))
+			a, err := get(t.Context(), c, f, compiler(t, &compiled))
 			if err != nil {
 				t.Error(err)
 				return
@@ -126,17 +135,34 @@ func TestAModuleIsCompiledOnceHoweverManyAsk(t *testing.T) {
 	}
 }
 
-func TestAnArtifactSaysWhichModuleItIsOf(t *testing.T) {
+func TestAModuleIsKnownByItsBytes(t *testing.T) {
+	f := moduleFile(t, "hello")
+	want := Identity{"sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824", 5}
+	for range 2 { // the offset is left alone
+		if got, err := Identify(f); err != nil || got != want {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
+		}
+	}
+}
+
+func TestTheSizeOfCompiledCodeIsThatOfAllItsFiles(t *testing.T) {
 	c := newTestCache(t)
-	var count atomic.Int32
-	a, err := c.Get(t.Context(), moduleFile(t, "hello"), compiler(t, &count))
+	a, err := get(t.Context(), c, moduleFile(t, "hello"), func(_ context.Context, _, dir *os.File) error {
+		for _, name := range []string{"one", "engine/two", "engine/three"} {
+			path := filepath.Join(dir.Name(), name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("1234567"), 0o600)); err != nil {
+				return err
+			}
+		}
+		asCompilerUser(t, dir.Name())
+		return nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Dir.Close()
-	want := Artifact{Digest: "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824", Size: 5}
-	if got := (Artifact{Digest: a.Digest, Size: a.Size, Hit: a.Hit}); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
+	if got, err := a.Size(); err != nil || got != 21 {
+		t.Errorf("got %d, %v, want 21", got, err)
 	}
 }
 
@@ -148,17 +174,17 @@ func TestAnotherModuleOrEngineHasAnotherEntry(t *testing.T) {
 	}
 	var count atomic.Int32
 	f := moduleFile(t, "one")
-	for _, get := range []struct {
+	for _, want := range []struct {
 		cache *Cache
 		file  *os.File
 	}{{c, f}, {c, moduleFile(t, "two")}, {newer, f}} {
-		a, err := get.cache.Get(t.Context(), get.file, compiler(t, &count))
+		a, err := get(t.Context(), want.cache, want.file, compiler(t, &count))
 		if err != nil {
 			t.Fatal(err)
 		}
 		a.Dir.Close()
 		if a.Hit {
-			t.Errorf("%s of %s was there already", get.file.Name(), get.cache.version)
+			t.Errorf("%s of %s was there already", want.file.Name(), want.cache.version)
 		}
 	}
 }
@@ -166,7 +192,7 @@ func TestAnotherModuleOrEngineHasAnotherEntry(t *testing.T) {
 func TestAnEntryIsRootsAndNobodyCanWriteToIt(t *testing.T) {
 	c := newTestCache(t)
 	var count atomic.Int32
-	a, err := c.Get(t.Context(), moduleFile(t, "module"), compiler(t, &count))
+	a, err := get(t.Context(), c, moduleFile(t, "module"), compiler(t, &count))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +213,7 @@ func TestAnEntryIsRootsAndNobodyCanWriteToIt(t *testing.T) {
 func TestTheCompilerGetsTheModuleAndAnEmptyDirectoryOfItsOwn(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
-	a, err := c.Get(t.Context(), f, func(_ context.Context, m, dir *os.File) error {
+	a, err := get(t.Context(), c, f, func(_ context.Context, m, dir *os.File) error {
 		if m != f {
 			t.Errorf("got %s, want %s", m.Name(), f.Name())
 		}
@@ -215,7 +241,7 @@ func TestAFailedCompilationLeavesNothingAndIsTriedAgain(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
 	failure := errors.New("no module")
-	_, err := c.Get(t.Context(), f, func(_ context.Context, _, dir *os.File) error {
+	_, err := get(t.Context(), c, f, func(_ context.Context, _, dir *os.File) error {
 		if err := os.WriteFile(filepath.Join(dir.Name(), "half"), nil, 0o600); err != nil {
 			t.Error(err)
 		}
@@ -226,7 +252,7 @@ func TestAFailedCompilationLeavesNothingAndIsTriedAgain(t *testing.T) {
 	}
 	assertEmpty(t, c)
 	var count atomic.Int32
-	a, err := c.Get(t.Context(), f, compiler(t, &count))
+	a, err := get(t.Context(), c, f, compiler(t, &count))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +283,7 @@ func TestWhatIsNoPlainFileOfTheCompilersIsRefused(t *testing.T) {
 			if err := os.Chown(victim, 7, 7); err != nil {
 				t.Fatal(err)
 			}
-			a, err := c.Get(t.Context(), moduleFile(t, "module"), func(_ context.Context, _, dir *os.File) error {
+			a, err := get(t.Context(), c, moduleFile(t, "module"), func(_ context.Context, _, dir *os.File) error {
 				return leave(t, dir.Name(), victim)
 			})
 			if err == nil {
@@ -278,11 +304,16 @@ func TestWhatIsNoPlainFileOfTheCompilersIsRefused(t *testing.T) {
 
 func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	c := newTestCache(t)
+	waits := 0
+	c.Wait = func(ctx context.Context, wait func(context.Context) error) error {
+		waits++
+		return wait(ctx)
+	}
 	f := moduleFile(t, "module")
 	compiling, goOn := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		a, err := c.Get(t.Context(), f, func(context.Context, *os.File, *os.File) error {
+		a, err := get(t.Context(), c, f, func(context.Context, *os.File, *os.File) error {
 			close(compiling)
 			<-goOn
 			return nil
@@ -297,7 +328,7 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error)
 	go func() {
-		_, err := c.Get(ctx, f, func(context.Context, *os.File, *os.File) error {
+		_, err := get(ctx, c, f, func(context.Context, *os.File, *os.File) error {
 			t.Error("compiled twice at the same time")
 			return nil
 		})
@@ -307,6 +338,9 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	if err := <-result; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
+	if waits != 1 {
+		t.Errorf("told of %d waits, want 1", waits)
+	}
 	close(goOn)
 	wg.Wait()
 }
@@ -314,18 +348,22 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 func TestADroppedEntryIsCompiledAgain(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
+	id, err := Identify(f)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var count atomic.Int32
 	for range 2 {
-		a, err := c.Get(t.Context(), f, compiler(t, &count))
+		a, err := c.Get(t.Context(), id, f, compiler(t, &count))
 		if err != nil {
 			t.Fatal(err)
 		}
 		a.Dir.Close()
-		if err := c.Drop(a.Digest); err != nil {
+		if err := c.Drop(id.Digest); err != nil {
 			t.Fatal(err)
 		}
 		assertEmpty(t, c)
-		if err := c.Drop(a.Digest); err != nil {
+		if err := c.Drop(id.Digest); err != nil {
 			t.Errorf("to drop what is not there: %v", err)
 		}
 	}

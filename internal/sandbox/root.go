@@ -18,6 +18,16 @@ func mountID(fd int) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
+// SameMount tells whether two open files are in the same mount.
+func SameMount(a, b *os.File) (bool, error) {
+	one, err := mountID(int(a.Fd()))
+	if err != nil {
+		return false, err
+	}
+	other, err := mountID(int(b.Fd()))
+	return one == other, err
+}
+
 // notTheRoot refuses a target that is the root of the tree: a mount there would
 // cover everything, or, under a root that is open already, nothing.
 func notTheRoot(root, target int) error {

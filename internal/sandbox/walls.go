@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ type Walls struct {
 	sources []*source
 	// nil where no mount is to be followed
 	follower *Follower
+	told     func(Step) // of Build
 }
 
 // NewWalls makes the mount namespace, whose root is the staging root, and the UTS
@@ -177,8 +179,15 @@ func (w *Walls) Limit(pid int) error {
 // Build makes the mounts, and takes the host's files out of the mount namespace.
 // In between it calls hooks, unless that is nil: the container's root file system
 // is then at its path of the host, for [Walls.RunHook].
-func (w *Walls) Build(hooks func() error) (err error) {
-	if w.follower, err = newFollower(w.cfg); err != nil { // not on the thread: these are the host's mounts
+//
+// Told, unless it is nil, is told of each [Step].
+func (w *Walls) Build(hooks func() error, told func(Step)) (err error) {
+	w.told = told
+	err = w.step(StepFollow, "", func() error { // not on the thread: these are the host's mounts
+		w.follower, err = newFollower(w.cfg)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	if err := w.thread.do(func() error { return w.mount(hooks != nil) }); err != nil {
@@ -190,6 +199,16 @@ func (w *Walls) Build(hooks func() error) (err error) {
 		}
 	}
 	return w.thread.do(func() error { return w.leaveHost(hooks != nil) })
+}
+
+// step does one step, and tells of it.
+func (w *Walls) step(name, path string, do func() error) error {
+	began := time.Now()
+	err := do()
+	if w.told != nil {
+		w.told(Step{name, path, began, err})
+	}
+	return err
 }
 
 // RunHook has start, which starts a process, run on the thread that builds the
@@ -259,7 +278,11 @@ func (w *Walls) mount(forHooks bool) (err error) {
 		}
 		cfg = w.cfg
 	}
-	if w.tree, err = w.cloneRootfs(); err != nil {
+	err = w.step(StepClone, "", func() error {
+		w.tree, err = w.cloneRootfs()
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
@@ -277,7 +300,11 @@ func (w *Walls) mount(forHooks bool) (err error) {
 	// Every source is opened before the new root covers any of the host's paths.
 	w.sources = make([]*source, len(cfg.Mounts))
 	for i, m := range cfg.Mounts {
-		if w.sources[i], err = openSource(m, cfg); err != nil {
+		err := w.step(StepMount, m.Destination, func() (err error) {
+			w.sources[i], err = openSource(m, cfg)
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
 	}
@@ -312,7 +339,7 @@ func (w *Walls) leaveHost(hooked bool) error {
 		}
 	}
 	if w.tree >= 0 {
-		if err := w.finish(hooked); err != nil {
+		if err := w.step(StepProtect, "", func() error { return w.finish(hooked) }); err != nil {
 			return err
 		}
 	}
@@ -376,16 +403,20 @@ func (w *Walls) assemble() error {
 		if s == nil {
 			continue
 		}
-		err := s.attach(w.tree, w.cfg.Mounts[i].Destination)
-		if err == nil && s.dir && s.below {
-			// At once: what is mounted next may be meant for a place below.
-			err = detachKernelFilesystems(w.tree)
-		}
+		dest := w.cfg.Mounts[i].Destination
+		err := w.step(StepMount, dest, func() error {
+			err := s.attach(w.tree, dest)
+			if err == nil && s.dir && s.below {
+				// At once: what is mounted next may be meant for a place below.
+				err = detachKernelFilesystems(w.tree)
+			}
+			return err
+		})
 		if err != nil {
-			return fmt.Errorf("mount at %s: %w", w.cfg.Mounts[i].Destination, err)
+			return fmt.Errorf("mount at %s: %w", dest, err)
 		}
 	}
-	return w.makeDevices()
+	return w.step(StepDevices, "", w.makeDevices)
 }
 
 // finish is what must come after hooks, which may have mounted or made something.

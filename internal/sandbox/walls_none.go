@@ -60,7 +60,7 @@ func (w *Walls) Program() string { return w.stage.program }
 func (w *Walls) Limit(int) error { return nil }
 
 // Build does nothing.
-func (w *Walls) Build(func() error) error { return nil }
+func (w *Walls) Build(func() error, func(Step)) error { return nil }
 
 // RunHook has start run.
 func (w *Walls) RunHook(_ int, start func() error) error { return start() }

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // A bundle is the directory containerd gives a container: config.json, the
@@ -165,7 +166,7 @@ func (b *bundle) cgroup(id string, systemd bool) (*cgroup.Cgroup, error) {
 
 // walls are those of the container. What a wasm container cannot be made of is an
 // error that unwraps to [errdefs.ErrInvalidArgument].
-func (b *bundle) walls() (_ sandbox.Config, err error) {
+func (b *bundle) walls(ctx context.Context) (_ sandbox.Config, err error) {
 	defer func() {
 		if err != nil {
 			err = b.invalid(err)
@@ -211,7 +212,11 @@ func (b *bundle) walls() (_ sandbox.Config, err error) {
 	if len(s.Hostname) > maxHostname || len(s.Domainname) > maxHostname {
 		return sandbox.Config{}, fmt.Errorf("hostname: longer than %d bytes", maxHostname)
 	}
-	if b.filters, err = seccomp.New(s.Linux.Seccomp); err != nil {
+	err = telemetry.Stage(ctx, telemetry.SeccompCompile, func(context.Context) (err error) {
+		b.filters, err = seccomp.New(s.Linux.Seccomp)
+		return err
+	})
+	if err != nil {
 		return sandbox.Config{}, err
 	}
 	c, err := b.wallsOf(s.Process)

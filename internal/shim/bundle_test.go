@@ -60,7 +60,7 @@ func TestABundleThatCannotRunIsAnInvalidArgument(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b, err := loadBundle(writeConfig(t, config))
 			if err == nil {
-				_, err = b.walls()
+				_, err = b.walls(t.Context())
 			}
 			if !errors.Is(err, errdefs.ErrInvalidArgument) {
 				t.Errorf("got %+v, %v, want %v", b, err, errdefs.ErrInvalidArgument)
@@ -126,7 +126,7 @@ func TestABundleSaysWhatTheProcessIsToGet(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w, err := b.walls()
+			w, err := b.walls(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

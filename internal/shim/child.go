@@ -41,7 +41,8 @@ type child struct {
 	at     time.Time     // valid once exited is closed
 
 	mu     sync.Mutex
-	signal unix.Signal // guarded by mu; asked for with kill
+	signal unix.Signal       // guarded by mu; asked for with kill
+	kills  []telemetry.Event // guarded by mu; the first maxKills
 }
 
 // programName is what a process of the given role is listed as by ps(1).
@@ -228,6 +229,9 @@ func (p *child) kill(sig unix.Signal) error {
 	if deliver == unix.SIGKILL && p.signal == 0 {
 		p.signal = sig
 	}
+	if p.relay != nil && sig != 0 && len(p.kills) < maxKills {
+		p.kills = append(p.kills, telemetry.NewEvent(telemetry.EventKill, time.Now(), telemetry.KillSignal.Int(int(sig))))
+	}
 	return nil
 }
 
@@ -247,6 +251,9 @@ func (p *child) reported() int {
 	}
 	return p.status
 }
+
+// maxKills is of how many signals the span of a run tells.
+const maxKills = 16
 
 // lastSignal is the kernel's SIGRTMAX.
 const lastSignal unix.Signal = 64

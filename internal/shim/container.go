@@ -97,20 +97,24 @@ func newContainer(ctx context.Context, h *host, b *bundle, r *taskapi.CreateTask
 		opts.SystemdCgroup = opts.SystemdCgroup || c.bundle.inScope()
 		return nil, fmt.Errorf("entry point %s: %w", path, errLinuxContainer)
 	}
-	cfg, err := c.bundle.walls()
-	if err != nil {
-		return nil, err
-	}
-	if r.Checkpoint != "" {
-		return nil, fmt.Errorf("checkpoint: not supported for wasm containers: %w", errdefs.ErrInvalidArgument)
-	}
-	// For `delete`, which is told no options, and has use for this one only.
-	if opts.SystemdCgroup {
-		if err := runc.WriteOptions(r.Bundle, opts); err != nil {
-			return nil, err
+	var cfg sandbox.Config
+	err = telemetry.Stage(ctx, telemetry.BundleCheck, func(ctx context.Context) (err error) {
+		if cfg, err = c.bundle.walls(ctx); err != nil {
+			return err
 		}
-	}
-	if c.cgroup, err = c.bundle.cgroup(r.ID, opts.SystemdCgroup); err != nil {
+		if r.Checkpoint != "" {
+			return fmt.Errorf("checkpoint: not supported for wasm containers: %w", errdefs.ErrInvalidArgument)
+		}
+		// For `delete`, which is told no options, and has use for this one only.
+		if opts.SystemdCgroup {
+			if err := runc.WriteOptions(r.Bundle, opts); err != nil {
+				return err
+			}
+		}
+		c.cgroup, err = c.bundle.cgroup(r.ID, opts.SystemdCgroup)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	// The cgroup is made while the rest is: on version 1 that is dozens of writes.
@@ -209,7 +213,11 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 		return err
 	}
 	cfg := instance.Config{Umask: 0o022, Seccomp: filters, Rlimits: limits, Compile: bounds}
-	p, err := startChild(ctx, instance.RoleCompile, cfg, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+	var p *child
+	err = telemetry.Stage(ctx, telemetry.CompilerSpawn, func(context.Context) (err error) {
+		p, err = startChild(ctx, instance.RoleCompile, cfg, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -218,7 +226,7 @@ func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.Fi
 	if err := walls.Limit(p.pid); err != nil {
 		return err
 	}
-	if err := walls.Build(nil); err != nil {
+	if err := walls.Build(nil, nil); err != nil {
 		return err
 	}
 	if err := walls.Attach(dir); err != nil {
@@ -340,8 +348,8 @@ func (c *container) whyNotLaunched(ctx context.Context, err error) error {
 }
 
 // endExecs ends what has been started beside the first process, once that has
-// exited; the exits of all come before its own.
-func (c *container) endExecs() {
+// exited; the exits of all come before its own. It tells whether there were any.
+func (c *container) endExecs() (any bool) {
 	c.mu.Lock()
 	c.ended = true
 	execs := slices.Collect(maps.Values(c.execs))
@@ -354,7 +362,9 @@ func (c *container) endExecs() {
 		}
 		_ = p.kill(unix.SIGKILL) // gone already, or will be
 		<-p.done
+		any = true
 	}
+	return any
 }
 
 // followMemoryLimit tells the processes of the container what its limit is now.
@@ -436,14 +446,14 @@ func (c *container) killAll(sig unix.Signal) error {
 }
 
 // removeExec removes an exec that has exited, or was never started.
-func (c *container) removeExec(p *process) (exitStatus, error) {
+func (c *container) removeExec(ctx context.Context, p *process) (exitStatus, error) {
 	if err := p.claimRemoval(); err != nil {
 		return exitStatus{}, err
 	}
 	c.mu.Lock()
 	delete(c.execs, p.execID)
 	c.mu.Unlock()
-	return p.exit, p.release()
+	return p.exit, telemetry.Stage(ctx, telemetry.StdioClose, func(context.Context) error { return p.release() })
 }
 
 // remove undoes newContainer, once the process has exited; one that was never
@@ -471,6 +481,18 @@ func (c *container) remove(ctx context.Context) (exitStatus, error) {
 	return p.exit, errors.Join(err, p.phase.to(next))
 }
 
+// release frees what the shim holds of the processes.
+func (c *container) release() error {
+	var errs []error
+	c.mu.Lock()
+	for id, p := range c.execs {
+		errs = append(errs, p.release())
+		delete(c.execs, id)
+	}
+	c.mu.Unlock()
+	return errors.Join(append(errs, c.init.release())...)
+}
+
 // tearDownTimeout bounds a removal; containerd gives up on it after a while.
 const tearDownTimeout = 10 * time.Second
 
@@ -480,14 +502,8 @@ func (c *container) tearDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, tearDownTimeout)
 	defer cancel()
 	var errs []error
-	c.mu.Lock()
-	for id, p := range c.execs {
-		errs = append(errs, p.release())
-		delete(c.execs, id)
-	}
-	c.mu.Unlock()
 	if c.init != nil {
-		errs = append(errs, c.init.release())
+		errs = append(errs, telemetry.Stage(ctx, telemetry.StdioClose, func(context.Context) error { return c.release() }))
 	}
 	if c.mounted {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.RootfsUnmount, func(context.Context) error {

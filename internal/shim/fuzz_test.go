@@ -59,7 +59,7 @@ func TestConfigurationsOfRealClientsAreAccepted(t *testing.T) {
 	for _, config := range realConfigs(t) {
 		b, err := loadBundle(writeConfig(t, string(config)))
 		if err == nil {
-			_, err = b.walls()
+			_, err = b.walls(t.Context())
 		}
 		if err != nil {
 			t.Error(err)
@@ -158,7 +158,7 @@ func FuzzConfig(f *testing.F) {
 		if linux != "" && !filepath.IsAbs(linux) {
 			t.Errorf("the Linux program %q has no absolute path", linux)
 		}
-		w, err := b.walls()
+		w, err := b.walls(t.Context())
 		if err != nil {
 			invalid(t, err, configFile)
 			return

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // Hooks are programs of the host that a specification has run at points of a
@@ -91,10 +92,10 @@ func (b *bundle) createHooks(ctx context.Context, id string, c *child, w *sandbo
 			b.hooked = true
 		}
 		state := b.state(id, specs.StateCreating, c.pid)
-		if err := b.runHooks(ctx, "prestart", prestart, state, here); err != nil {
+		if err := b.runHooks(ctx, telemetry.HookPrestart, prestart, state, here); err != nil {
 			return err
 		}
-		if err := b.runHooks(ctx, "createRuntime", h.CreateRuntime, state, here); err != nil {
+		if err := b.runHooks(ctx, telemetry.HookCreateRuntime, h.CreateRuntime, state, here); err != nil {
 			return err
 		}
 		if len(h.CreateContainer) == 0 {
@@ -104,7 +105,7 @@ func (b *bundle) createHooks(ctx context.Context, id string, c *child, w *sandbo
 		if state.Pid, err = innerPid(c.pid); err != nil {
 			return err
 		}
-		return b.runHooks(ctx, "createContainer", h.CreateContainer, state, func(start func() error) error {
+		return b.runHooks(ctx, telemetry.HookCreateContainer, h.CreateContainer, state, func(start func() error) error {
 			return w.RunHook(c.pid, start)
 		})
 	}
@@ -115,7 +116,7 @@ func (c *container) poststart(ctx context.Context, pid int) error {
 	if c.bundle.spec.Hooks == nil {
 		return nil
 	}
-	err := c.bundle.runHooks(ctx, "poststart", c.bundle.spec.Hooks.Poststart, c.bundle.state(c.id, specs.StateRunning, pid), here)
+	err := c.bundle.runHooks(ctx, telemetry.HookPoststart, c.bundle.spec.Hooks.Poststart, c.bundle.state(c.id, specs.StateRunning, pid), here)
 	if err != nil {
 		_ = c.init.kill(unix.SIGKILL) // gone already, or will be
 	}
@@ -157,7 +158,7 @@ func stopHooks(ctx context.Context, path, id string) {
 func (b *bundle) poststop(ctx context.Context, id string) {
 	state := b.state(id, specs.StateStopped, 0)
 	for _, h := range b.spec.Hooks.Poststop {
-		if err := b.runHook(ctx, h, state, here); err != nil {
+		if err := b.runHook(ctx, telemetry.HookPoststop, h, state, here); err != nil {
 			log.G(ctx).WithError(err).Warn("poststop hook")
 		}
 	}
@@ -199,11 +200,12 @@ func innerPid(pid int) (int, error) {
 	return strconv.Atoi(fields[len(fields)-1])
 }
 
-// runHooks runs hooks one after the other, up to the first that fails.
-func (b *bundle) runHooks(ctx context.Context, kind string, hooks []specs.Hook, state specs.State, in func(start func() error) error) error {
+// runHooks runs hooks one after the other, up to the first that fails. Stage is what
+// telemetry calls those of their kind.
+func (b *bundle) runHooks(ctx context.Context, stage string, hooks []specs.Hook, state specs.State, in func(start func() error) error) error {
 	for _, h := range hooks {
-		if err := b.runHook(ctx, h, state, in); err != nil {
-			return fmt.Errorf("%s %w", kind, err)
+		if err := b.runHook(ctx, stage, h, state, in); err != nil {
+			return fmt.Errorf("%s %w", strings.TrimPrefix(stage, "hook."), err)
 		}
 	}
 	return nil
@@ -211,11 +213,14 @@ func (b *bundle) runHooks(ctx context.Context, kind string, hooks []specs.Hook, 
 
 // runHook runs a hook to its end: on a thread that `in` has run what starts it. Its
 // environment is what the specification says and nothing else.
-func (b *bundle) runHook(ctx context.Context, h specs.Hook, state specs.State, in func(start func() error) error) (err error) {
+func (b *bundle) runHook(ctx context.Context, stage string, h specs.Hook, state specs.State, in func(start func() error) error) (err error) {
+	ctx, span := telemetry.Start(ctx, stage)
+	span.SetAttributes(telemetry.ProcessExecutablePath.String(telemetry.Text(h.Path)))
 	defer func() {
 		if err != nil {
 			err = &hookError{h.Path, err}
 		}
+		telemetry.End(span, err)
 	}()
 	stdin, err := memfd("state", state)
 	if err != nil {

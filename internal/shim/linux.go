@@ -16,11 +16,13 @@ import (
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	runc "github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // linux is the back end for Linux containers: containerd's own task service for
@@ -39,8 +41,18 @@ type linux struct {
 	forwarded chan struct{}                            // closed when it has sent its last event
 
 	mu      sync.Mutex
-	started bool               // guarded by mu
-	endings map[string]*ending // guarded by mu; of each container whose exit is to come
+	started bool                       // guarded by mu
+	endings map[string]*ending         // guarded by mu; of each container whose exit is to come
+	runs    map[linuxProcess]*linuxRun // guarded by mu; of each process that is traced, and whose exit is to come
+}
+
+// A linuxProcess is one of a Linux container; the first one's exec id is empty.
+type linuxProcess struct{ id, execID string }
+
+// A linuxRun is the run of a process, as far as it is in a trace.
+type linuxRun struct {
+	ctx context.Context // has the span that the process was started in
+	oom []time.Time
 }
 
 // An ending is that of a container, as far as it is an event.
@@ -53,7 +65,8 @@ type ending struct {
 // A linuxContainer is one, at the service for all of them.
 type linuxContainer struct {
 	taskapi.TTRPCTaskService
-	ending *ending
+	service *linux
+	ending  *ending
 
 	mu      sync.Mutex
 	started map[string]bool // guarded by mu; by exec id; the container's own is empty
@@ -70,10 +83,21 @@ func (c *linuxContainer) Start(ctx context.Context, r *taskapi.StartRequest) (*t
 	if again {
 		return nil, fmt.Errorf("start %s %s: it has been started: %w", r.ID, r.ExecID, errdefs.ErrFailedPrecondition)
 	}
-	resp, err := c.TTRPCTaskService.Start(ctx, r)
+	c.service.follow(ctx, linuxProcess{r.ID, r.ExecID})
+	resp, err := staged(ctx, telemetry.RuncStart, r, c.TTRPCTaskService.Start)
 	if err != nil {
 		c.forget(r.ExecID)
+		c.service.unfollow(linuxProcess{r.ID, r.ExecID})
 	}
+	return resp, err
+}
+
+// staged makes a call of the service in a span.
+func staged[Request, Response any](ctx context.Context, name string, r *Request, call func(context.Context, *Request) (*Response, error)) (resp *Response, err error) {
+	_ = telemetry.Stage(ctx, name, func(ctx context.Context) error { // the error as it was on the wire
+		resp, err = native(call(ctx, r))
+		return err
+	})
 	return resp, err
 }
 
@@ -89,7 +113,7 @@ const endingTime = 2 * time.Second
 // Delete answers when the exit has been told: the service does not wait for that,
 // and the shim, which may be about to end, would take the event along.
 func (c *linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	resp, err := c.TTRPCTaskService.Delete(ctx, r)
+	resp, err := staged(ctx, telemetry.RuncDelete, r, c.TTRPCTaskService.Delete)
 	if err != nil {
 		return resp, err
 	}
@@ -106,7 +130,7 @@ func (c *linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (
 }
 
 func newLinux(ctx context.Context, o *outbox) *linux {
-	l := &linux{outbox: o, forwarded: make(chan struct{}), endings: map[string]*ending{}}
+	l := &linux{outbox: o, forwarded: make(chan struct{}), endings: map[string]*ending{}, runs: map[linuxProcess]*linuxRun{}}
 	l.ctx, l.stop = shutdown.WithShutdown(ctx)
 	l.start = sync.OnceValues(func() (taskapi.TTRPCTaskService, error) {
 		s, err := runctask.NewTaskService(l.ctx, (*publisher)(l), l.stop)
@@ -136,14 +160,55 @@ func (l *linux) create(ctx context.Context, r *taskapi.CreateTaskRequest, opts *
 	l.mu.Lock()
 	l.endings[r.ID] = e
 	l.mu.Unlock()
-	resp, err := s.Create(ctx, r)
+	resp, err := staged(ctx, telemetry.RuncCreate, r, s.Create)
 	if err != nil {
 		l.mu.Lock()
 		delete(l.endings, r.ID)
 		l.mu.Unlock()
-		return nil, 0, errgrpc.ToNative(err)
+		return nil, 0, err
 	}
-	return &linuxContainer{TTRPCTaskService: s, ending: e, started: map[string]bool{}}, resp.Pid, nil
+	return &linuxContainer{TTRPCTaskService: s, service: l, ending: e, started: map[string]bool{}}, resp.Pid, nil
+}
+
+// follow has the exit of a process that is started now be in the trace of ctx.
+func (l *linux) follow(ctx context.Context, p linuxProcess) {
+	if !trace.SpanContextFromContext(ctx).IsValid() {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.runs[p] = &linuxRun{ctx: context.WithoutCancel(ctx)}
+}
+
+func (l *linux) unfollow(p linuxProcess) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.runs, p)
+}
+
+// traceLocked has the trace of a process tell of an event.
+func (l *linux) traceLocked(event events.Event) {
+	switch e := event.(type) {
+	case *eventstypes.TaskOOM:
+		if run := l.runs[linuxProcess{e.ContainerID, ""}]; run != nil {
+			run.oom = append(run.oom, time.Now())
+		}
+	case *eventstypes.TaskExit:
+		p := linuxProcess{id: e.ContainerID}
+		if e.ID != e.ContainerID {
+			p.execID = e.ID
+		}
+		run := l.runs[p]
+		if run == nil {
+			return
+		}
+		delete(l.runs, p)
+		span := startExit(run.ctx, trace.SpanContext{}, exitStatus{At: e.ExitedAt.AsTime(), Pid: int(e.Pid), Status: int(e.ExitStatus)})
+		for _, at := range run.oom {
+			span.AddEvent(telemetry.EventOOM, trace.WithTimestamp(at))
+		}
+		span.End()
+	}
 }
 
 // close ends the service, once its events are in the outbox.
@@ -172,6 +237,7 @@ func (p *publisher) Publish(ctx context.Context, _ string, event events.Event) e
 	if e, ok := event.(interface{ GetContainerID() string }); ok && p.endings[e.GetContainerID()] != nil {
 		ctx = p.endings[e.GetContainerID()].ctx
 	}
+	(*linux)(p).traceLocked(event)
 	switch e := event.(type) {
 	case *eventstypes.TaskDelete:
 		if ending := p.endings[e.ContainerID]; ending != nil {

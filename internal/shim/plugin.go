@@ -92,6 +92,9 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	cache.Wait = func(ctx context.Context, wait func(context.Context) error) error {
+		return telemetry.Stage(ctx, telemetry.CompilerWait, wait)
+	}
 	outbox, err := newOutbox(ic.Properties[plugins.PropertyTTRPCAddress], namespace)
 	if err != nil {
 		return nil, err

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	eventstypes "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/pkg/stdio"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
@@ -52,7 +54,11 @@ func newProcess(ctx context.Context, c *container, execID string, spec *specs.Pr
 		phase: created, settled: make(chan struct{}), done: make(chan struct{}),
 	}
 	close(p.settled)
-	if p.streams, err = openStreams(ctx, p.id(), paths, c.owner); err != nil {
+	err = telemetry.Stage(ctx, telemetry.StdioOpen, func(ctx context.Context) (err error) {
+		p.streams, err = openStreams(ctx, p.id(), paths, c.owner)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	p.streams.onSignal = func(sig unix.Signal) { _ = p.kill(sig) } // gone already, or will be
@@ -129,7 +135,11 @@ func classify(err error) error {
 }
 
 func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade func() error) (_ *child, err error) {
-	walls, err := sandbox.NewWalls(p.container.host.stage, cfg)
+	var walls *sandbox.Walls
+	err = telemetry.Stage(ctx, telemetry.SandboxPrepare, func(context.Context) (err error) {
+		walls, err = sandbox.NewWalls(p.container.host.stage, cfg)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -182,15 +192,15 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 // wallIn builds the walls around c, which is starting up meanwhile, and has it
 // load the module in between: see packages sandbox and instance.
 func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) error {
-	var hooks func() error
-	if p.execID == "" {
-		hooks = p.container.bundle.createHooks(ctx, p.container.id, c, walls)
-	}
-	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(context.Context) error {
+	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(ctx context.Context) error {
 		if err := walls.Limit(c.pid); err != nil {
 			return err
 		}
-		return walls.Build(hooks)
+		var hooks func() error
+		if p.execID == "" {
+			hooks = p.container.bundle.createHooks(ctx, p.container.id, c, walls)
+		}
+		return walls.Build(hooks, stepsOf(ctx))
 	})
 	var failed *hookError
 	if errors.As(err, &failed) {
@@ -199,17 +209,21 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, artifact, err := p.resolve(ctx, walls)
+	entry, id, compiled, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	err = walls.Attach(artifact.Dir)
-	artifact.Dir.Close()
+	err = walls.Attach(compiled)
+	compiled.Close()
 	if err != nil {
 		return err
 	}
+	told := time.Now()
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if err != nil && !errors.As(err, &e) {
+		telemetry.Past(ctx, telemetry.ModuleLoad, told, err) // it has not lived to send that
+	}
 	if err != nil && p.container.bundle.spec.Linux.Seccomp != nil {
 		err = fmt.Errorf("under the container's seccomp profile: %w", err)
 		// There is little else that it could have died of.
@@ -218,7 +232,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 		}
 	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Drop(artifact.Digest))
+		err = errors.Join(err, p.container.host.cache.Drop(id.Digest))
 	}
 	if err != nil {
 		return err
@@ -226,33 +240,76 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// resolve finds the module, and what it was compiled to; or has it compiled.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (_ module.Entry, _ *module.Artifact, err error) {
-	ctx, span := telemetry.Start(ctx, telemetry.ModuleResolve)
-	defer func() { telemetry.End(span, err) }()
-	entry, f, err := findEntry(ctx, walls.Open, p.spec)
+// module is the process's: what it is called, which one it is, and the directory with
+// what it was compiled to.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
+	var f *os.File
+	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
+		entry, id, f, err = p.resolve(ctx, walls)
+		return err
+	})
 	if err != nil {
-		return entry, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return entry, id, nil, err
 	}
 	defer f.Close()
-	span.SetAttributes(telemetry.ModulePath.String(entry.Path))
-	if err := module.Check(f); err != nil {
-		return entry, nil, fmt.Errorf("entry point %s: %w: %w", entry.Path, err, errdefs.ErrInvalidArgument)
+	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
+		compiled, err = p.compile(ctx, id, f)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
-	info, err := f.Stat()
+	return entry, id, compiled, err
+}
+
+// resolve finds the module, and reads it for its digest.
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, f *os.File, err error) {
+	entry, f, err = findEntry(ctx, walls.Open, p.spec)
+	if err != nil {
+		return entry, id, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	span := trace.SpanFromContext(ctx)
+	span.SetAttributes(telemetry.ModulePath.String(telemetry.Text(entry.Path)))
+	if source := moduleSource(walls, f); source != "" {
+		span.SetAttributes(telemetry.ModuleSource.String(source))
+	}
+	if err = module.Check(f); err != nil {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	var info os.FileInfo
+	if err == nil {
+		info, err = f.Stat()
+	}
 	if err == nil && info.Size() > module.MaxSize {
 		err = fmt.Errorf("it has %d bytes: %d are the most: %w", info.Size(), int64(module.MaxSize), errdefs.ErrInvalidArgument)
 	}
-	if err != nil {
-		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+	if err == nil {
+		id, err = module.Identify(f)
 	}
-	host := p.container.host
-	a, err := host.cache.Get(ctx, f, p.container.compilerOf(p.spec))
 	if err != nil {
-		return entry, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		f.Close()
+		return entry, id, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
-	span.SetAttributes(telemetry.ModuleDigest.String(a.Digest), telemetry.ModuleSize.Int64(a.Size), telemetry.CacheHit.Bool(a.Hit))
-	return entry, a, nil
+	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
+	return entry, id, f, nil
+}
+
+// compile returns the directory with what the module f was compiled to; or has it
+// compiled.
+func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (*os.File, error) {
+	span := trace.SpanFromContext(ctx)
+	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
+	a, err := p.container.host.cache.Get(ctx, id, f, p.container.compilerOf(p.spec))
+	if err != nil {
+		return nil, err
+	}
+	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
+	if span.IsRecording() {
+		if size, err := a.Size(); err == nil { // else the entry has just been dropped
+			span.SetAttributes(telemetry.CompiledSize.Int64(size))
+		}
+	}
+	return a.Dir, nil
 }
 
 // start lets the guest run. One of several at the same time gets to do it.
@@ -299,25 +356,28 @@ func (p *process) supervise() {
 	c := p.container
 	<-p.child.exited
 	<-p.startSettled() // the exit must not overtake the start
-	if p.execID == "" {
-		c.endExecs()
-	}
+	execs := p.execID == "" && c.endExecs()
 	p.exit = exitStatus{At: p.child.at, Pid: p.child.pid, Status: p.child.reported()}
-	p.child.relay.Finish(p.exit.At, p.exit.Status, killedBy(p.exit.Status, p.child.status))
+	span := p.traceExit(c.host.tellOOM(c.alive, c.id, c.cgroup))
+	if execs {
+		span.AddEvent(telemetry.EventExecsEnded)
+	}
+	var errs []error
 	if p.execID == "" {
-		if err := p.exit.write(c.bundle.path); err != nil {
-			p.log(c.alive).WithError(err).Error("record exit")
-		}
+		errs = append(errs, p.exit.write(c.bundle.path))
+		span.AddEvent(telemetry.EventExitRecorded)
 	}
 	p.streams.drain(drainTime)
+	span.AddEvent(telemetry.EventStdioDrained)
 	p.mu.Lock()
-	err := p.phase.to(stopped)
+	errs = append(errs, p.phase.to(stopped))
 	p.mu.Unlock()
+	err := errors.Join(errs...)
 	if err != nil {
 		p.log(c.alive).WithError(err).Error("record exit")
 	}
-	c.host.tellOOM(c.alive, c.id, c.cgroup)
 	c.host.outbox.send(c.alive, taskExit(c.id, p.id(), p.exit))
+	telemetry.End(span, err)
 	close(p.done)
 }
 

@@ -116,8 +116,8 @@ func update(c *cgroup.Cgroup, a *anypb.Any) error {
 
 // tellOOM announces that the kernel has killed a process of the container id for
 // want of memory, if it has since the last time. To be called for the exit of
-// each of its processes, before that is announced.
-func (h *host) tellOOM(ctx context.Context, id string, c *cgroup.Cgroup) {
+// each of its processes, before that is announced. It says whether it did.
+func (h *host) tellOOM(ctx context.Context, id string, c *cgroup.Cgroup) bool {
 	kills, err := c.NewOOMKills()
 	if err != nil {
 		log.G(ctx).WithError(err).Debug("ask for OOM kills")
@@ -125,6 +125,7 @@ func (h *host) tellOOM(ctx context.Context, id string, c *cgroup.Cgroup) {
 	if kills > 0 {
 		h.outbox.send(ctx, &eventstypes.TaskOOM{ContainerID: id})
 	}
+	return kills > 0
 }
 
 // launchLimits are the limits of a cgroup that a process may be launched in vain

@@ -13,7 +13,10 @@ import (
 	"github.com/containerd/containerd/v2/pkg/stdio"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // streams are the standard streams of a process.
@@ -70,7 +73,12 @@ func openStreams(ctx context.Context, id string, paths stdio.Stdio, own owner) (
 		return nil, fmt.Errorf("stdin: %w", err)
 	}
 	if uri := loggerURI(paths.Stdout); uri != nil {
-		if s.logger, s.child[1], s.child[2], err = startLogger(ctx, id, uri, own); err != nil {
+		err = telemetry.Stage(ctx, telemetry.LoggerStart, func(ctx context.Context) (err error) {
+			trace.SpanFromContext(ctx).SetAttributes(telemetry.ProcessExecutablePath.String(telemetry.Text(uri.Path)))
+			s.logger, s.child[1], s.child[2], err = startLogger(ctx, id, uri, own)
+			return err
+		})
+		if err != nil {
 			return nil, fmt.Errorf("stdout: %w", err)
 		}
 	} else if err := s.openOutputs(); err != nil {

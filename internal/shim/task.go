@@ -80,7 +80,7 @@ func (c *container) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*task
 	}
 	var e exitStatus
 	if r.ExecID != "" {
-		e, err = c.removeExec(p)
+		e, err = c.removeExec(ctx, p)
 	} else {
 		e, err = c.remove(ctx)
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
@@ -32,6 +34,7 @@ type tracedService struct {
 	namespace string
 	identify  func(id string) []attribute.KeyValue
 	boot      sync.Once
+	served    time.Time // since when the shim is there to be called
 
 	mu    sync.Mutex
 	roots map[string]trace.SpanContext // guarded by mu; by container, the parent of its spans
@@ -41,7 +44,7 @@ type tracedService struct {
 // the context of its Create, and after that identify knows it.
 func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider, namespace string, identify func(id string) []attribute.KeyValue) *tracedService {
 	return &tracedService{
-		TTRPCTaskService: s, provider: provider, namespace: namespace, identify: identify, roots: map[string]trace.SpanContext{},
+		TTRPCTaskService: s, provider: provider, namespace: namespace, identify: identify, served: time.Now(), roots: map[string]trace.SpanContext{},
 	}
 }
 
@@ -106,7 +109,7 @@ func traced[Request, Response any](ctx context.Context, t *tracedService, name, 
 
 func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (resp *taskapi.CreateTaskResponse, err error) {
 	ctx = withCaller(ctx)
-	t.boot.Do(func() { ctx = telemetry.StartShim(ctx, t.provider) })
+	t.boot.Do(func() { ctx = telemetry.StartShim(ctx, t.provider, t.served) })
 	root := trace.SpanContextFromContext(ctx)
 	ctx, span := t.start(ctx, telemetry.TaskCreate, r.ID, "")
 	if !root.IsValid() {
@@ -116,10 +119,14 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	defer func() { end(span, err) }()
 	if resp, err = t.TTRPCTaskService.Create(ctx, r); err == nil {
 		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
-		t.mu.Lock()
-		t.roots[r.ID] = root
-		t.mu.Unlock()
 	}
+	t.mu.Lock()
+	// One that failed is followed by containerd's Delete; unless it failed because
+	// there is a container of that id.
+	if _, known := t.roots[r.ID]; err == nil || !known {
+		t.roots[r.ID] = root
+	}
+	t.mu.Unlock()
 	return resp, err
 }
 
@@ -132,6 +139,7 @@ func (t *tracedService) Start(ctx context.Context, r *taskapi.StartRequest) (*ta
 func (t *tracedService) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	return traced(ctx, t, telemetry.TaskWait, r.ID, r.ExecID, r, t.TTRPCTaskService.Wait, func(span trace.Span, resp *taskapi.WaitResponse) {
 		span.SetAttributes(telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
+		span.AddEvent(telemetry.EventExit, trace.WithTimestamp(resp.ExitedAt.AsTime()))
 	})
 }
 
@@ -160,12 +168,13 @@ func (t *tracedService) Update(ctx context.Context, r *taskapi.UpdateTaskRequest
 }
 
 func (t *tracedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	return traced(ctx, t, telemetry.TaskDelete, r.ID, r.ExecID, r, t.TTRPCTaskService.Delete, func(span trace.Span, resp *taskapi.DeleteResponse) {
+	resp, err := traced(ctx, t, telemetry.TaskDelete, r.ID, r.ExecID, r, t.TTRPCTaskService.Delete, func(span trace.Span, resp *taskapi.DeleteResponse) {
 		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)), telemetry.ProcessExitCode.Int(int(resp.ExitStatus)))
-		if r.ExecID == "" {
-			t.mu.Lock()
-			delete(t.roots, r.ID)
-			t.mu.Unlock()
-		}
 	})
+	if r.ExecID == "" && (err == nil || errdefs.IsNotFound(err)) {
+		t.mu.Lock()
+		delete(t.roots, r.ID)
+		t.mu.Unlock()
+	}
+	return resp, err
 }

@@ -18,6 +18,7 @@ const bootEnv = "WAZERO_SHIM_START"
 
 type boot struct {
 	Began  int64  `json:"began"` // nanoseconds since 1970
+	Exec   int64  `json:"exec"`  // as Began; when the shim was about to be executed
 	Parent string `json:"parent,omitempty"`
 }
 
@@ -38,7 +39,7 @@ func Boot(began time.Time) []string {
 	}
 	crand.Read(config.SpanID[:])
 	ctx := trace.ContextWithSpanContext(context.Background(), trace.NewSpanContext(config))
-	data, err := json.Marshal(boot{Began: began.UnixNano(), Parent: parent})
+	data, err := json.Marshal(boot{Began: began.UnixNano(), Exec: time.Now().UnixNano(), Parent: parent})
 	if err != nil {
 		return nil
 	}
@@ -61,18 +62,19 @@ func ownParent() string {
 	return ""
 }
 
-// StartShim makes the shim.start span of this process, which ends now, and
-// returns the context of the trace that the first container belongs to: the
+// StartShim makes the shim.start span of this process, which has been served since
+// the given time and ends now, with its stages, and returns the context of the trace that the first container belongs to: the
 // caller's, when ctx has a remote span; else the one of TRACECONTEXT. Without
 // either, ctx is returned as it is.
-func StartShim(ctx context.Context, provider trace.TracerProvider) context.Context {
+func StartShim(ctx context.Context, provider trace.TracerProvider, served time.Time) context.Context {
 	own := trace.SpanContextFromContext(Extract(context.Background(), os.Getenv(TraceContextEnv)))
 	if !own.IsValid() {
 		return ctx
 	}
 	var b boot
 	began := time.Now()
-	if json.Unmarshal([]byte(os.Getenv(bootEnv)), &b) == nil && b.Began > 0 && b.Began < began.UnixNano() {
+	timed := json.Unmarshal([]byte(os.Getenv(bootEnv)), &b) == nil && b.Began > 0 && b.Began < began.UnixNano()
+	if timed {
 		began = time.Unix(0, b.Began)
 	}
 	called := trace.SpanContextFromContext(ctx).IsValid()
@@ -83,6 +85,16 @@ func StartShim(ctx context.Context, provider trace.TracerProvider) context.Conte
 	parent = context.WithValue(parent, presetKey{}, own)
 	started, span := provider.Tracer(scope).Start(parent, ShimStart, trace.WithTimestamp(began))
 	span.SetAttributes(ProcessPID.Int(os.Getpid()))
+	if timed && b.Began <= b.Exec && b.Exec <= served.UnixNano() {
+		exec := time.Unix(0, b.Exec)
+		for _, stage := range []struct {
+			name     string
+			from, to time.Time
+		}{{ShimListen, began, exec}, {ShimExec, exec, served}} {
+			_, span := Start(context.WithValue(started, presetKey{}, nil), stage.name, trace.WithTimestamp(stage.from))
+			span.End(trace.WithTimestamp(stage.to))
+		}
+	}
 	span.End()
 	if called {
 		return ctx

@@ -2,7 +2,9 @@ package telemetry
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,16 +26,61 @@ func bootInto(t *testing.T, began time.Time, env map[string]string) {
 	}
 }
 
-// started is the one span of a shim that calls StartShim.
+// started is the span of a shim that calls StartShim, which has its stages below it, if
+// it is known when they were.
 func started(t *testing.T, ctx context.Context) (context.Context, sdktrace.ReadOnlySpan) {
 	t.Helper()
 	recorder, provider := newProvider()
-	ctx = StartShim(ctx, provider)
+	ctx = StartShim(ctx, provider, time.Now())
 	ended := recorder.Ended()
-	if len(ended) != 1 || ended[0].Name() != ShimStart {
-		t.Fatalf("got %v, want %s", ended, ShimStart)
+	checkStart(t, ended)
+	return ctx, ended[len(ended)-1]
+}
+
+func checkStart(t *testing.T, ended []sdktrace.ReadOnlySpan) {
+	t.Helper()
+	got := names(ended)
+	if !slices.Equal(got, []string{ShimStart}) && !slices.Equal(got, []string{ShimListen, ShimExec, ShimStart}) {
+		t.Fatalf("got %v, want %s, and its stages or none", got, ShimStart)
 	}
-	return ctx, ended[0]
+	start := ended[len(ended)-1]
+	for _, stage := range ended[:len(ended)-1] {
+		if stage.Parent().SpanID() != start.SpanContext().SpanID() || stage.SpanContext().SpanID() == start.SpanContext().SpanID() {
+			t.Errorf("%s is %v below %v, want a span below %v", stage.Name(), stage.SpanContext(), stage.Parent(), start.SpanContext())
+		}
+		if stage.StartTime().Before(start.StartTime()) || stage.EndTime().Before(stage.StartTime()) || stage.EndTime().After(start.EndTime()) {
+			t.Errorf("%s is from %v to %v, not within %v and %v", stage.Name(), stage.StartTime(), stage.EndTime(), start.StartTime(), start.EndTime())
+		}
+	}
+	if len(ended) == 3 && !ended[0].EndTime().Equal(ended[1].StartTime()) {
+		t.Errorf("%s ends at %v, and %s begins at %v", ended[0].Name(), ended[0].EndTime(), ended[1].Name(), ended[1].StartTime())
+	}
+}
+
+func TestTheStagesOfAStartAreThoseThatItHadTimesOf(t *testing.T) {
+	const ms = int64(time.Millisecond)
+	at := time.Now().UnixNano() - 1000*ms
+	for _, tt := range []struct {
+		name        string
+		began, exec int64 // ms after at
+		want        int
+	}{
+		{"as it was", 0, 3, 3},
+		{"at once", 0, 0, 3},
+		{"the clock was set back meanwhile", 4, 3, 1},
+		{"executed after it served", 0, 500, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv(TraceContextEnv, traceparent)
+			t.Setenv(bootEnv, fmt.Sprintf(`{"began":%d,"exec":%d}`, at+tt.began*ms, at+tt.exec*ms))
+			recorder, provider := newProvider()
+			StartShim(context.Background(), provider, time.Unix(0, at+10*ms))
+			checkStart(t, recorder.Ended())
+			if got := names(recorder.Ended()); len(got) != tt.want {
+				t.Errorf("got %v, want %d", got, tt.want)
+			}
+		})
+	}
 }
 
 func TestTheStartOfTheShimHasTheIdentityThatWasGivenAway(t *testing.T) {
@@ -81,7 +128,7 @@ func TestTheStartOfTheShimHasTheIdentityThatWasGivenAway(t *testing.T) {
 func TestAnUnsampledParentKeepsTheStartOfTheShimUnsampled(t *testing.T) {
 	bootInto(t, time.Now(), map[string]string{TraceContextEnv: strings.TrimSuffix(traceparent, "01") + "00"})
 	recorder, provider := newProvider()
-	ctx := StartShim(context.Background(), provider)
+	ctx := StartShim(context.Background(), provider, time.Now())
 	if got := recorder.Ended(); len(got) > 0 {
 		t.Errorf("got %v, want no span", got)
 	}
@@ -110,7 +157,7 @@ func TestAShimThatWasNotBootedMakesNoSpan(t *testing.T) {
 	for _, value := range []string{"", "hello"} {
 		t.Setenv(TraceContextEnv, value)
 		recorder, provider := newProvider()
-		ctx := StartShim(context.Background(), provider)
+		ctx := StartShim(context.Background(), provider, time.Now())
 		if trace.SpanContextFromContext(ctx).IsValid() || len(recorder.Ended()) > 0 {
 			t.Errorf("%q: got %v", value, recorder.Ended())
 		}
@@ -149,6 +196,7 @@ func FuzzStartShim(f *testing.F) {
 	for _, b := range []string{
 		"", `{"began":1700000000000000000,"parent":"` + traceparent + `"}`, `{"began":-1}`, `{"began":9223372036854775807}`, `{"began":1e30,"parent":null}`, "[", "null",
 		`{"began":1,"parent":"{\"traceparent\":\"x\"}"}`, `{"parent":"` + "\xff" + `"}`,
+		`{"began":1700000000000000000,"exec":1700000000000000001}`, `{"began":5,"exec":4}`, `{"exec":4}`,
 	} {
 		f.Add(traceparent, b)
 		f.Add("", b)
@@ -161,10 +209,14 @@ func FuzzStartShim(f *testing.F) {
 		t.Setenv(bootEnv, b)
 		recorder, provider := newProvider()
 		before := time.Now()
-		StartShim(context.Background(), provider)
+		StartShim(context.Background(), provider, time.Now())
 		spans := recorder.Ended()
-		if valid := trace.SpanContextFromContext(Extract(context.Background(), own)).IsValid(); len(spans) > 1 || len(spans) == 1 && !valid {
+		if valid := trace.SpanContextFromContext(Extract(context.Background(), own)).IsValid(); (len(spans) > 0) != valid {
 			t.Errorf("got %d spans of a start that is %q", len(spans), own)
+		}
+		if len(spans) > 0 {
+			checkStart(t, spans)
+			spans = spans[len(spans)-1:]
 		}
 		for _, span := range spans {
 			if span.Name() != ShimStart || span.EndTime().Before(span.StartTime()) || span.EndTime().Before(before) {

@@ -30,7 +30,7 @@ var relayed = map[string]struct {
 	attrs   map[attribute.Key]attribute.Type
 }{
 	InstancePrepare:   {},
-	ModuleCompile:     {attrs: map[attribute.Key]attribute.Type{ModuleSize: attribute.INT64}},
+	ModuleTranslate:   {attrs: map[attribute.Key]attribute.Type{ModuleSize: attribute.INT64}},
 	ModuleLoad:        {},
 	ModuleInstantiate: {running: true},
 	ModuleStart:       {running: true, attrs: map[attribute.Key]attribute.Type{ModuleFunction: attribute.STRING}},
@@ -49,9 +49,10 @@ type Relay struct {
 	running context.Context // guarded by mu; has the span that let the guest run, nil until then
 	sent    map[string]bool // guarded by mu; names of spans
 	// The guest was entered, and no module.run has come of it yet.
-	entered bool       // guarded by mu
-	started trace.Link // guarded by mu; to module.start
-	since   time.Time  // guarded by mu
+	entered bool              // guarded by mu
+	started trace.Link        // guarded by mu; to module.start
+	since   time.Time         // guarded by mu
+	run     trace.SpanContext // guarded by mu; of the module.run, once it has come
 }
 
 // NewRelay reads the spans of a process that is started now, in the span of ctx,
@@ -76,25 +77,47 @@ func (r *Relay) Run(ctx context.Context) {
 }
 
 // Finish is called when the process is gone. It makes the module.run span that
-// a killed process could not send.
-func (r *Relay) Finish(exitedAt time.Time, status int, reason error) {
+// a killed process could not send, with the given events. It returns a context with
+// the span that the guest was let run in, or else the process started in, and the
+// module.run, which may be none.
+func (r *Relay) Finish(exitedAt time.Time, status int, reason error, events ...Event) (ctx context.Context, run trace.SpanContext) {
 	if r == nil {
-		return
+		return context.Background(), run
 	}
 	_ = r.pipe.SetReadDeadline(time.Now()) // see lastWords; closed already if nothing is read any more
 	<-r.done
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ctx = r.ctx
+	if r.running != nil {
+		ctx = r.running
+	}
 	if !r.entered {
-		return
+		return ctx, r.run
 	}
 	if exitedAt.Before(r.since) {
 		exitedAt = r.since
 	}
 	_, span := Start(r.running, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
 	span.SetAttributes(ProcessExitCode.Int(status))
+	for _, e := range events {
+		span.AddEvent(e.name, trace.WithTimestamp(e.at), trace.WithAttributes(e.attrs...))
+	}
 	End(span, reason, trace.WithTimestamp(exitedAt))
 	r.entered = false
+	return ctx, span.SpanContext()
+}
+
+// An Event is what has happened to a process from outside.
+type Event struct {
+	name  string
+	at    time.Time
+	attrs []attribute.KeyValue
+}
+
+// NewEvent is one that happened at the given time.
+func NewEvent(name string, at time.Time, attrs ...attribute.KeyValue) Event {
+	return Event{name, at, attrs}
 }
 
 // lastWords reads a pipe up to the deadline that is set when the process is gone,
@@ -179,7 +202,7 @@ func (r *Relay) emit(f relay.Frame) {
 		r.entered, r.since = !r.sent[ModuleRun], end
 		r.started = trace.LinkFromContext(ctx)
 	case ModuleRun:
-		r.entered = false
+		r.entered, r.run = false, span.SpanContext()
 	}
 }
 

@@ -93,12 +93,12 @@ func names(spans []sdktrace.ReadOnlySpan) (names []string) {
 
 func TestAFrameBecomesASpan(t *testing.T) {
 	rt := newRelayTest(t)
-	f := rt.frame(relay.ModuleCompile)
+	f := rt.frame(relay.ModuleTranslate)
 	f.Attrs = map[string]any{relay.ModuleSize: 1 << 60}
 	f.Error, f.ErrorType = "invalid module", "*errors.errorString"
 	rt.send(t, f, rt.frame(relay.InstancePrepare))
 	spans := rt.end()
-	if got, want := names(spans), []string{ModuleCompile, InstancePrepare}; !slices.Equal(got, want) {
+	if got, want := names(spans), []string{ModuleTranslate, InstancePrepare}; !slices.Equal(got, want) {
 		t.Fatalf("got %v, want %v", got, want)
 	}
 	span := spans[0]
@@ -127,7 +127,7 @@ func TestWhatASpanIsBelowIsNotForTheProcessToSay(t *testing.T) {
 		rt.write(t, string(line)+"\n")
 	}
 	want := map[string]trace.Span{
-		InstancePrepare: rt.create, ModuleCompile: rt.create, ModuleLoad: rt.create,
+		InstancePrepare: rt.create, ModuleTranslate: rt.create, ModuleLoad: rt.create,
 		ModuleInstantiate: rt.start, ModuleStart: rt.start, ModuleRun: rt.start,
 	}
 	spans := rt.end()
@@ -189,14 +189,14 @@ func TestASpanSaysOnlyWhatOneOfItsKindMay(t *testing.T) {
 		"k8s.pod.name": "another", "none": nil, "list": []int{1}, "": 1,
 	}
 	var frames []relay.Frame
-	for _, name := range []string{InstancePrepare, ModuleLoad, ModuleInstantiate, ModuleCompile, ModuleStart, ModuleRun} {
+	for _, name := range []string{InstancePrepare, ModuleLoad, ModuleInstantiate, ModuleTranslate, ModuleStart, ModuleRun} {
 		f := rt.frame(name)
 		f.Attrs = anything
 		frames = append(frames, f)
 	}
 	rt.send(t, frames...)
 	want := map[string]map[attribute.Key]any{
-		ModuleCompile: {ModuleSize: int64(1)}, ModuleStart: {relay.ModuleFunction: "f"}, ModuleRun: {ProcessExitCode: int64(3)},
+		ModuleTranslate: {ModuleSize: int64(1)}, ModuleStart: {relay.ModuleFunction: "f"}, ModuleRun: {ProcessExitCode: int64(3)},
 	}
 	for _, span := range rt.end() {
 		if got := attrs(span); !maps.Equal(got, want[span.Name()]) {

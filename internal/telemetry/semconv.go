@@ -34,31 +34,110 @@ const (
 	TaskDelete = "task.delete"
 )
 
-// Stages of an operation, and what comes before the first.
+// The start of the shim, before the first operation.
 const (
 	// ShimStart is from the begin of `start` until the shim has its first container
 	// to make.
 	ShimStart = "shim.start"
+	// ShimListen is the `start` process up to its re-execution as the shim: it has
+	// opened the socket.
+	ShimListen = "shim.listen"
+	// ShimExec is from there until the shim serves that socket.
+	ShimExec = "shim.exec"
+)
+
+// Stages of an operation.
+const (
 	// BundleLoad reads config.json.
 	BundleLoad = "bundle.load"
 	// RootfsMount mounts the root file system.
 	RootfsMount = "rootfs.mount"
+	// BundleCheck looks whether a wasm container can have what config.json asks for.
+	BundleCheck = "bundle.check"
+	// SeccompCompile makes filters of the seccomp profile in it.
+	SeccompCompile = "seccomp.compile"
 	// CgroupCreate makes the cgroup, while other stages go on.
 	CgroupCreate = "cgroup.create"
+	// StdioOpen opens the standard streams of a process.
+	StdioOpen = "stdio.open"
+	// LoggerStart starts the logger among them, and waits until that is ready.
+	LoggerStart = "logger.start"
+	// SandboxPrepare makes the mount namespace in which the walls are built.
+	SandboxPrepare = "sandbox.prepare"
 	// InstanceSpawn starts the instance process.
 	InstanceSpawn = "instance.spawn"
-	// SandboxBuild makes the namespaces, the mounts and the limits around it.
+	// SandboxBuild makes the mounts and sets the limits around it.
 	SandboxBuild = "sandbox.build"
-	// ModuleResolve finds the module, and what it was compiled to.
+	// SandboxMount makes one of those mounts, where that took a millisecond or
+	// longer, or failed.
+	SandboxMount = "sandbox.mount"
+	// SandboxDevices makes the devices, likewise.
+	SandboxDevices = "sandbox.devices"
+	// SandboxFollow lists the mounts of the host that are to be followed, likewise.
+	SandboxFollow = "sandbox.follow"
+	// SandboxClone clones the root file system and what is mounted in it, likewise.
+	SandboxClone = "sandbox.clone"
+	// SandboxProtect hides and protects what the specification says, likewise.
+	SandboxProtect = "sandbox.protect"
+	// HookPrestart runs one hook of the specification, of this kind.
+	HookPrestart = "hook.prestart"
+	// HookCreateRuntime runs one of this kind.
+	HookCreateRuntime = "hook.createRuntime"
+	// HookCreateContainer runs one of this kind, in the container's namespaces.
+	HookCreateContainer = "hook.createContainer"
+	// HookPoststart runs one of this kind.
+	HookPoststart = "hook.poststart"
+	// HookPoststop runs one of this kind.
+	HookPoststop = "hook.poststop"
+	// ModuleResolve finds the module, and reads it for its digest.
 	ModuleResolve = "module.resolve"
-	// ModuleCompile compiles it, in a process of its own.
-	ModuleCompile = relay.ModuleCompile
+	// ModuleCompile finds what it was compiled to, or has it compiled.
+	ModuleCompile = "module.compile"
+	// CompilerWait waits for somebody else who compiles the same module.
+	CompilerWait = "compiler.wait"
+	// CompilerSpawn starts the compile process.
+	CompilerSpawn = "compiler.spawn"
+	// ModuleTranslate compiles the module, in that process.
+	ModuleTranslate = relay.ModuleTranslate
 	// SandboxEnter locks the instance process in.
 	SandboxEnter = "sandbox.enter"
+	// TaskExit is what happens between the exit of a process and the answer to who
+	// waits for it: its last output is read, its exit is recorded and announced.
+	TaskExit = "task.exit"
+	// StdioClose closes the standard streams; a logger writes what it has, and ends.
+	StdioClose = "stdio.close"
 	// RootfsUnmount unmounts the root file system.
 	RootfsUnmount = "rootfs.unmount"
 	// CgroupDestroy removes the cgroup.
 	CgroupDestroy = "cgroup.destroy"
+)
+
+// Stages of an operation on a Linux container: calls of containerd's own service
+// for runc.
+const (
+	// RuncCreate makes the container.
+	RuncCreate = "runc.create"
+	// RuncStart starts it, or an exec.
+	RuncStart = "runc.start"
+	// RuncDelete removes it, or an exec.
+	RuncDelete = "runc.delete"
+)
+
+// Events.
+const (
+	// EventExit is the exit of the process that a task.wait waits for. Its time is
+	// the one that containerd is told.
+	EventExit = "exit"
+	// EventKill is a signal that a client has had sent.
+	EventKill = "kill"
+	// EventOOM is a process of the container killed by the kernel for want of memory.
+	EventOOM = "oom"
+	// EventExecsEnded is when the processes beside the container's first have ended.
+	EventExecsEnded = "execs.ended"
+	// EventExitRecorded is when the exit is on disk.
+	EventExitRecorded = "exit.recorded"
+	// EventStdioDrained is when the client has read the last output, or is given up.
+	EventStdioDrained = "stdio.drained"
 )
 
 // Stages in the instance process.
@@ -115,6 +194,8 @@ const (
 	// ProcessExitCode is how that process ended: 0 to 255, 128 and the number for a
 	// signal, 134 for a trap. An int.
 	ProcessExitCode = semconv.ProcessExitCodeKey
+	// ProcessExecutablePath is the program that a hook or a logger is, on the host. A string.
+	ProcessExecutablePath = semconv.ProcessExecutablePathKey
 	// ErrorType is the kind of the error of a span that failed. A string, see
 	// [ErrorTypeOf].
 	ErrorType = semconv.ErrorTypeKey
@@ -133,14 +214,28 @@ const (
 	KillSignal = attribute.Key("wasm.kill.signal")
 	// ModulePath is where the module is, in the container. A string.
 	ModulePath = attribute.Key("wasm.module.path")
+	// ModuleSource is where that comes from. A string, see below.
+	ModuleSource = attribute.Key("wasm.module.source")
 	// ModuleDigest is the digest of the module: "sha256:" and 64 hexadecimal digits.
 	ModuleDigest = attribute.Key("wasm.module.digest")
 	// ModuleSize is the length of the module, bytes. An int.
 	ModuleSize = attribute.Key(relay.ModuleSize)
 	// ModuleFunction is the name of the exported function that is the guest's entry. A string.
 	ModuleFunction = attribute.Key(relay.ModuleFunction)
+	// CompiledSize is the length of what it was compiled to, bytes. An int.
+	CompiledSize = attribute.Key("wasm.compiled.size")
 	// CacheHit tells whether the module had been compiled before. A bool.
 	CacheHit = attribute.Key("wasm.cache.hit")
+	// MountDestination is where a mount is, in the container. A string.
+	MountDestination = attribute.Key("oci.mount.destination")
+)
+
+// Values of [ModuleSource].
+const (
+	// ModuleSourceImage is for a file of the root file system.
+	ModuleSourceImage = "image"
+	// ModuleSourceMount is for a file of what is mounted in it.
+	ModuleSourceMount = "mount"
 )
 
 // Fields of a line in the log: those that OpenTelemetry has for logs of other formats.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -89,6 +90,13 @@ func Stage(ctx context.Context, name string, f func(context.Context) error) (err
 	defer func() { End(span, err) }()
 	err = f(ctx)
 	return err
+}
+
+// Past makes the span of a stage that began at the given time and has just ended,
+// with the result err, below the span of ctx.
+func Past(ctx context.Context, name string, began time.Time, err error, attrs ...attribute.KeyValue) {
+	_, span := Start(ctx, name, trace.WithTimestamp(began), trace.WithAttributes(attrs...))
+	End(span, err)
 }
 
 // endpointVariables name the collector, the first that is set wins.

@@ -22,12 +22,16 @@ import (
 
 // Life are the spans of the life of a container that runs to its end.
 var Life = []string{
-	"shim.start",
-	"task.create", "bundle.load", "rootfs.mount", "cgroup.create", "instance.spawn", "sandbox.build",
-	"instance.prepare", "module.resolve", "module.load", "sandbox.enter",
-	"task.wait", "task.start", "module.instantiate", "module.start", "module.run",
-	"task.delete", "rootfs.unmount", "cgroup.destroy",
+	"shim.start", "shim.listen", "shim.exec",
+	"task.create", "bundle.load", "rootfs.mount", "bundle.check", "seccomp.compile", "stdio.open", "cgroup.create",
+	"sandbox.prepare", "instance.spawn", "sandbox.build",
+	"instance.prepare", "module.resolve", "module.compile", "module.load", "sandbox.enter",
+	"task.wait", "task.start", "module.instantiate", "module.start", "module.run", "task.exit",
+	"task.delete", "stdio.close", "rootfs.unmount", "cgroup.destroy",
 }
+
+// Miss are those beside, of one whose module had not been compiled before.
+var Miss = []string{"compiler.spawn", "module.translate"}
 
 // A Span is a span as it was received.
 type Span struct {
@@ -38,6 +42,7 @@ type Span struct {
 	TraceID   string // hexadecimal
 	ID        string
 	Parent    string // empty for a root
+	State     string // the W3C's trace state
 	Start     time.Time
 	End       time.Time
 	Attrs     map[string]string
@@ -45,6 +50,14 @@ type Span struct {
 	Status    string // the description of a failure
 	Links     []string
 	LinkTrace []string
+	Events    []Event
+}
+
+// An Event is one of a span.
+type Event struct {
+	Name  string
+	At    time.Time
+	Attrs map[string]string
 }
 
 // A Collector is a running receiver.
@@ -106,6 +119,7 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 	out := Span{
 		Service: resource["service.name"], Resource: resource, Name: s.Name, Kind: s.Kind,
 		TraceID: hex.EncodeToString(s.TraceId), ID: hex.EncodeToString(s.SpanId), Parent: hex.EncodeToString(s.ParentSpanId),
+		State: s.TraceState,
 		Start: time.Unix(0, int64(s.StartTimeUnixNano)), End: time.Unix(0, int64(s.EndTimeUnixNano)),
 		Attrs:  attributes(s.Attributes),
 		Failed: s.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR, Status: s.Status.GetMessage(),
@@ -113,6 +127,9 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 	for _, l := range s.Links {
 		out.Links = append(out.Links, hex.EncodeToString(l.SpanId))
 		out.LinkTrace = append(out.LinkTrace, hex.EncodeToString(l.TraceId))
+	}
+	for _, e := range s.Events {
+		out.Events = append(out.Events, Event{e.Name, time.Unix(0, int64(e.TimeUnixNano)), attributes(e.Attributes)})
 	}
 	return out
 }

@@ -79,7 +79,7 @@ func run(ctx context.Context, bin, guest string) (err error) {
 		}
 		expected := collector.Life
 		if i == 0 {
-			expected = append(slices.Clone(collector.Life), "module.compile")
+			expected = slices.Concat(collector.Life, collector.Miss)
 		}
 		spans, err := life(ctx, c, id, expected)
 		fmt.Printf("\n%s\n", collector.Tree(spans))

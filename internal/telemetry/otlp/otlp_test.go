@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -75,7 +76,7 @@ func TestTheProviderGivesAShimTheIdentityThatWasGivenAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sc := trace.SpanContextFromContext(telemetry.StartShim(context.Background(), provider))
+	sc := trace.SpanContextFromContext(telemetry.StartShim(context.Background(), provider, time.Now()))
 	if sc.TraceID().String() != traceID || sc.SpanID().String() != spanID || sc.IsSampled() {
 		t.Errorf("got %v, want %s of %s, not sampled", sc, spanID, traceID)
 	}

@@ -36,7 +36,7 @@ const TraceContextEnv = "TRACECONTEXT"
 // Names of the spans a process may send.
 const (
 	InstancePrepare   = "instance.prepare"
-	ModuleCompile     = "module.compile"
+	ModuleTranslate   = "module.translate"
 	ModuleLoad        = "module.load"
 	ModuleInstantiate = "module.instantiate"
 	ModuleStart       = "module.start"

@@ -58,7 +58,7 @@ func frames(t *testing.T, r *os.File, rec *Recorder) (frames []Frame) {
 func TestASpanIsALineWithEverythingAboutIt(t *testing.T) {
 	r, rec := newTestRecorder(t)
 	began := time.Now()
-	rec.Record(ModuleCompile, began, errors.New("two\nlines"), map[string]any{ModuleSize: 7})
+	rec.Record(ModuleTranslate, began, errors.New("two\nlines"), map[string]any{ModuleSize: 7})
 	rec.Record(ModuleLoad, began, nil, nil)
 	got := frames(t, r, rec)
 	if len(got) != 2 {
@@ -71,7 +71,7 @@ func TestASpanIsALineWithEverythingAboutIt(t *testing.T) {
 		got[i].End = 0
 	}
 	want := []Frame{
-		{Name: ModuleCompile, Start: began.UnixNano(), Attrs: map[string]any{ModuleSize: 7.0}, Error: "two\nlines", ErrorType: "*errors.errorString"},
+		{Name: ModuleTranslate, Start: began.UnixNano(), Attrs: map[string]any{ModuleSize: 7.0}, Error: "two\nlines", ErrorType: "*errors.errorString"},
 		{Name: ModuleLoad, Start: began.UnixNano()},
 	}
 	if !reflect.DeepEqual(got, want) {
