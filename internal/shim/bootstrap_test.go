@@ -74,8 +74,9 @@ func TestTheTwoFormsOfParametersAreTold(t *testing.T) {
 	t.Run("the old ones have the options", func(t *testing.T) {
 		t.Setenv(ttrpcAddressEnv, "/c.ttrpc")
 		p := s.oldParams(marshal(request(t, &options.Options{ShimCgroup: "/s"})))
-		if p.InstanceID != "c1" || p.ContainerdTtrpcAddress != "/c.ttrpc" || shimCgroup(p) != "/s" {
-			t.Errorf("got %v, cgroup %q", p, shimCgroup(p))
+		cgroup := shimCgroup(hostFile{options: &options.Options{}}, p)
+		if p.InstanceID != "c1" || p.ContainerdTtrpcAddress != "/c.ttrpc" || cgroup != "/s" {
+			t.Errorf("got %v, cgroup %q", p, cgroup)
 		}
 	})
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/regular"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
@@ -107,32 +107,10 @@ func readBundle(path string) (*bundle, error) {
 }
 
 func readConfig(bundle string) ([]byte, error) {
-	data, err := readFile(filepath.Join(bundle, configFile), maxConfig)
+	data, err := regular.ReadFile(filepath.Join(bundle, configFile), maxConfig)
 	var pe *os.PathError
 	if errors.As(err, &pe) {
 		err = pe.Err // the path will be named
-	}
-	return data, err
-}
-
-// readFile reads a regular file of up to limit bytes: a device may have no end, and
-// a FIFO never a first byte.
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &os.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
-	}
-	if err != nil {
-		return nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = &os.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d bytes", limit)}
 	}
 	return data, err
 }

@@ -229,7 +229,12 @@ func FuzzOptions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
 		o := &options.Options{IoUid: 7}
 		if kind == 0 {
-			if _, err := decodeOptions(o, "host.toml", data); err != nil && !strings.Contains(err.Error(), "host.toml") {
+			h := hostFile{path: "host.toml", options: o}
+			err := h.decode(data)
+			if err == nil {
+				_, _, err = h.variables()
+			}
+			if err != nil && !strings.Contains(err.Error(), "host.toml") {
 				t.Errorf("got %v: which file?", err)
 			}
 			return
@@ -288,7 +293,7 @@ func FuzzStart(f *testing.F) {
 		if p.InstanceID != s.id || p.Namespace != s.namespace {
 			t.Errorf("the start is of %s in %s", p.InstanceID, p.Namespace)
 		}
-		_ = shimCgroup(p)
+		_ = shimCgroup(hostFile{options: &options.Options{}}, p)
 	})
 }
 

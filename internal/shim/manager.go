@@ -97,7 +97,8 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 		cmd.Args = append(cmd.Args, "-debug")
 	}
 	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress())
-	if telemetry.Enabled() {
+	h, _ := readHostFile() // Create says what is wrong with it
+	if h.traces() {
 		cmd.Env = append(cmd.Env, telemetry.Boot(began)...)
 	}
 	cmd.ExtraFiles = []*os.File{socket} // socketFD
@@ -106,7 +107,7 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 		return nil, fmt.Errorf("start the shim: %w", err)
 	}
 	err = shim.AdjustOOMScore(cmd.Process.Pid)
-	if cgroup := shimCgroup(params); err == nil && cgroup != "" {
+	if cgroup := shimCgroup(h, params); err == nil && cgroup != "" {
 		err = joinCgroup(cgroup, cmd.Process.Pid)
 	}
 	if err != nil {
@@ -119,15 +120,14 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 
 // shimCgroup is the cgroup that the shim is to be in. What is wrong with the
 // options is an error of Create, which has a better way to say it.
-func shimCgroup(params *bootapi.BootstrapParams) string {
-	o, _, err := hostOptions()
-	if err != nil {
+func shimCgroup(h hostFile, params *bootapi.BootstrapParams) string {
+	if h.options == nil {
 		return ""
 	}
 	for _, e := range params.GetExtensions() {
-		_, _ = override(o, e.GetValue()) // there may be others than options
+		_, _ = override(h.options, e.GetValue()) // there may be others than options
 	}
-	return o.ShimCgroup
+	return h.options.ShimCgroup
 }
 
 // joinCgroup moves the shim into a cgroup that is there already, as containerd's

@@ -16,6 +16,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/regular"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
 
 const (
@@ -35,36 +38,62 @@ const (
 // What is wrong with the request is [errdefs.ErrInvalidArgument], with the host's
 // file [errdefs.ErrFailedPrecondition].
 func readOptions(request *anypb.Any) (o *options.Options, unknown []string, err error) {
-	o, unknown, err = hostOptions()
+	h, err := readHostFile()
 	if err != nil {
 		return nil, nil, err
 	}
-	more, err := override(o, request)
+	more, err := override(h.options, request)
 	if err != nil {
 		return nil, nil, err
 	}
-	return o, append(unknown, more...), nil
+	return h.options, append(h.unknown, more...), nil
 }
 
-// hostOptions reads the configuration of the host; there need not be any.
-func hostOptions() (o *options.Options, unknown []string, err error) {
-	o = &options.Options{}
-	path := os.Getenv(hostConfigEnv)
-	named := path != ""
+// A hostFile is the configuration of the host.
+type hostFile struct {
+	path      string
+	options   *options.Options
+	telemetry any // a table, if all is well
+	unknown   []string
+}
+
+// readHostFile reads the configuration of the host; there need not be any.
+func readHostFile() (h hostFile, err error) {
+	h = hostFile{path: os.Getenv(hostConfigEnv), options: &options.Options{}}
+	named := h.path != ""
 	if !named {
-		path = hostConfig
+		h.path = hostConfig
 	}
-	data, err := readFile(path, maxOptions)
+	data, err := regular.ReadFile(h.path, maxOptions)
 	if errors.Is(err, fs.ErrNotExist) && !named {
-		return o, nil, nil
+		return h, nil
 	}
 	if err == nil {
-		unknown, err = decodeOptions(o, path, data)
+		err = h.decode(data)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("configuration of the host: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return hostFile{}, fmt.Errorf("configuration of the host: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	return o, unknown, nil
+	return h, nil
+}
+
+func (h *hostFile) decode(data []byte) (err error) {
+	content := struct {
+		*options.Options
+		Telemetry any `toml:"telemetry"` // no type: nothing there is an error
+	}{Options: h.options}
+	h.unknown, err = decode(&content, h.path, data)
+	h.telemetry = content.Telemetry
+	return err
+}
+
+// variables are those that the file sets of telemetry. Whatever may be wrong with
+// them is no reason not to run a container.
+func (h hostFile) variables() (v otlp.Variables, unknown []string, err error) {
+	if v, unknown, err = otlp.NewVariables(h.telemetry); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", h.path, err)
+	}
+	return v, unknown, nil
 }
 
 // override sets what a request says. runc's options cannot say that something is
@@ -92,22 +121,22 @@ func override(o *options.Options, request *anypb.Any) (unknown []string, err err
 
 func overrideTOML(o *options.Options, r *runtimeoptions.Options) (unknown []string, err error) {
 	if r.ConfigPath == "" {
-		return decodeOptions(o, "TOML", r.ConfigBody)
+		return decode(o, "TOML", r.ConfigBody)
 	}
 	if !filepath.IsAbs(r.ConfigPath) {
 		return nil, fmt.Errorf("%s: not an absolute path", r.ConfigPath)
 	}
-	data, err := readFile(r.ConfigPath, maxOptions)
+	data, err := regular.ReadFile(r.ConfigPath, maxOptions)
 	if err != nil {
 		return nil, err
 	}
-	return decodeOptions(o, r.ConfigPath, data)
+	return decode(o, r.ConfigPath, data)
 }
 
-// decodeOptions sets the options that a TOML text has, and names the keys that are
-// none. Its name and line are in every error.
-func decodeOptions(o *options.Options, name string, data []byte) (unknown []string, err error) {
-	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(o)
+// decode sets what a TOML text has of v, and names the keys that v does not have.
+// Its name and line are in every error.
+func decode(v any, name string, data []byte) (unknown []string, err error) {
+	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(v)
 	var strict *toml.StrictMissingError
 	var bad *toml.DecodeError
 	switch {

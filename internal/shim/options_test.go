@@ -64,7 +64,7 @@ func TestContract24OptionsAreTheHostsOverriddenByTheRequests(t *testing.T) {
 
 func TestUnknownKeysAreNamed(t *testing.T) {
 	o := &options.Options{}
-	got, err := decodeOptions(o, "/f", []byte("# one\nNoSuch = 1\nTypeUrl = 'x'\nRoot = '/r'\n[Table]\nA = 1\n"))
+	got, err := decode(o, "/f", []byte("# one\nNoSuch = 1\nTypeUrl = 'x'\nRoot = '/r'\n[Table]\nA = 1\n"))
 	want := []string{"/f, line 2: NoSuch", "/f, line 5: Table"}
 	if err != nil || !slices.Equal(got, want) || o.Root != "/r" {
 		t.Errorf("got %q, %v, root %q, want %q", got, err, o.Root, want)

@@ -29,7 +29,6 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
 
 const (
@@ -138,15 +137,9 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil
 	})
 	var s taskapi.TTRPCTaskService = task
-	if telemetry.Enabled() {
-		// A shim whose telemetry cannot be set up runs its containers all the same.
-		provider, flush, err := otlp.Setup(ctx, namespace+"/"+commandLine("id"), telemetryFailed())
-		if err != nil {
-			log.G(ctx).WithError(err).Error("telemetry is off")
-		} else {
-			stop.RegisterCallback(flush)
-			s = newTracedService(s, provider, namespace, task.identify)
-		}
+	if provider, flush := startTelemetry(namespace + "/" + commandLine("id")); provider != nil {
+		stop.RegisterCallback(flush)
+		s = newTracedService(s, provider, namespace, task.identify)
 	}
 	return &plugin{service: s}, nil
 }
@@ -160,21 +153,6 @@ func stateDir(bundle string) string {
 		return fallback
 	}
 	return filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(work))), RuntimeName)
-}
-
-// telemetryFailed logs what is wrong with the collector, now and then: it may be
-// away for days.
-func telemetryFailed() func(error) {
-	failures := make(chan struct{}, 1)
-	failures <- struct{}{}
-	return func(err error) {
-		select {
-		case <-failures:
-			log.L.WithError(err).Warn("telemetry")
-			time.AfterFunc(time.Minute, func() { failures <- struct{}{} })
-		default:
-		}
-	}
 }
 
 // RegisterTTRPC implements [shim.TTRPCService].

@@ -48,14 +48,15 @@ func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider,
 	}
 }
 
-// withCaller is ctx with the span that the client sent, if it did.
+// withCaller is ctx with the span that the client sent, if it did, in a form that
+// OTEL_PROPAGATORS names.
 func withCaller(ctx context.Context) context.Context {
 	md, _ := ttrpc.GetMetadata(ctx)
 	headers := make(map[string]string, len(md))
 	for k, v := range md {
 		headers[strings.ToLower(k)] = strings.Join(v, ",")
 	}
-	return telemetry.ExtractHeaders(ctx, headers)
+	return telemetry.ExtractCaller(ctx, headers)
 }
 
 func (t *tracedService) start(ctx context.Context, name, id, execID string, links ...trace.Link) (context.Context, trace.Span) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
@@ -51,13 +52,25 @@ func Extract(ctx context.Context, value string) context.Context {
 	} else {
 		headers["traceparent"] = strings.TrimSpace(value)
 	}
-	return ExtractHeaders(ctx, headers)
+	return extract(ctx, propagator, headers)
 }
 
-// ExtractHeaders returns ctx with the remote span that the W3C headers name, or
-// as it is when they name none.
-func ExtractHeaders(ctx context.Context, headers map[string]string) context.Context {
-	extracted := propagator.Extract(ctx, propagation.MapCarrier(headers))
+// lowerCase are headers whose names are all in lower case, whatever a propagator
+// calls them.
+type lowerCase struct{ propagation.MapCarrier }
+
+// Get implements [propagation.TextMapCarrier].
+func (c lowerCase) Get(name string) string { return c.MapCarrier.Get(strings.ToLower(name)) }
+
+// ExtractCaller returns ctx with the remote span that the headers of a caller name,
+// or as it is when they name none. Their names are in lower case; how they name it
+// is up to the propagator of the process.
+func ExtractCaller(ctx context.Context, headers map[string]string) context.Context {
+	return extract(ctx, otel.GetTextMapPropagator(), lowerCase{headers})
+}
+
+func extract(ctx context.Context, p propagation.TextMapPropagator, headers propagation.TextMapCarrier) context.Context {
+	extracted := p.Extract(ctx, headers)
 	if trace.SpanContextFromContext(extracted).Equal(trace.SpanContextFromContext(ctx)) {
 		return ctx // without baggage that belongs to no trace
 	}

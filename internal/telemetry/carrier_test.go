@@ -136,29 +136,6 @@ func TestMalformedCompanionsDoNotTakeTheSpanWithThem(t *testing.T) {
 		if got := trace.SpanContextFromContext(Extract(context.Background(), string(value))); !got.Equal(want) {
 			t.Errorf("%s: got %v, want %v", value, got, want)
 		}
-		if got := trace.SpanContextFromContext(ExtractHeaders(context.Background(), headers)); !got.Equal(want) {
-			t.Errorf("%s: got %v, want %v", value, got, want)
-		}
-	}
-}
-
-func TestTheFirstEndpointThatIsSetIsTheCollector(t *testing.T) {
-	for _, tt := range []struct{ traces, all, want string }{
-		{"", "", ""},
-		{"http://a:4317", "", "http://a:4317"},
-		{"", "http://b:4317", "http://b:4317"},
-		{"http://a:4317", "http://b:4317", "http://a:4317"},
-		{" \n", " http://b:4317 ", "http://b:4317"},
-		{" ", "\t", ""},
-	} {
-		t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", tt.traces)
-		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", tt.all)
-		if got := Endpoint(); got != tt.want {
-			t.Errorf("%q, %q: got %q, want %q", tt.traces, tt.all, got, tt.want)
-		}
-		if got, want := Enabled(), tt.want != ""; got != want {
-			t.Errorf("%q, %q: got enabled %v, want %v", tt.traces, tt.all, got, want)
-		}
 	}
 }
 

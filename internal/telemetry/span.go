@@ -4,7 +4,6 @@ package telemetry
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -97,22 +96,4 @@ func Stage(ctx context.Context, name string, f func(context.Context) error) (err
 func Past(ctx context.Context, name string, began time.Time, err error, attrs ...attribute.KeyValue) {
 	_, span := Start(ctx, name, trace.WithTimestamp(began), trace.WithAttributes(attrs...))
 	End(span, err)
-}
-
-// endpointVariables name the collector, the first that is set wins.
-//
-// See https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
-var endpointVariables = []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
-
-// Enabled tells whether the environment names a collector.
-func Enabled() bool { return Endpoint() != "" }
-
-// Endpoint is the collector that the environment names, or empty.
-func Endpoint() string {
-	for _, name := range endpointVariables {
-		if v := strings.TrimSpace(os.Getenv(name)); v != "" {
-			return v
-		}
-	}
-	return ""
 }

@@ -1,21 +1,29 @@
-// Package collector is a receiver of OTLP over gRPC that keeps spans in memory,
-// for the tests and the demo.
+// Package collector is a receiver of OTLP over gRPC and HTTP that keeps what it is
+// sent in memory, for the tests and the demo.
 package collector
 
 import (
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"log"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	metricscollectorpb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	_ "google.golang.org/grpc/encoding/gzip" // is understood
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 )
@@ -46,11 +54,11 @@ type Span struct {
 	Start     time.Time
 	End       time.Time
 	Attrs     map[string]string
+	Events    []Event
 	Failed    bool
 	Status    string // the description of a failure
 	Links     []string
 	LinkTrace []string
-	Events    []Event
 }
 
 // An Event is one of a span.
@@ -60,45 +68,151 @@ type Event struct {
 	Attrs map[string]string
 }
 
-// A Collector is a running receiver.
+// A Request is one that brought spans or metrics.
+type Request struct {
+	Protocol string      // grpc or http/protobuf
+	Path     string      // of HTTP, or the method of gRPC
+	Header   http.Header // of HTTP, or the metadata of gRPC
+	Spans    int
+	Metrics  int
+}
+
+// A Collector is a running receiver. Both protocols are served at one address.
 type Collector struct {
-	collectorpb.UnimplementedTraceServiceServer
-	server   *grpc.Server
+	server   *http.Server
+	grpc     *grpc.Server
 	listener net.Listener
 	done     chan struct{}
 
-	mu    sync.Mutex
-	spans []Span          // guarded by mu
-	keep  bool            // guarded by mu
-	kept  []proto.Message // guarded by mu
+	mu       sync.Mutex
+	spans    []Span          // guarded by mu
+	metrics  []Metric        // guarded by mu
+	requests []Request       // guarded by mu
+	keep     bool            // guarded by mu
+	kept     []proto.Message // guarded by mu
 }
 
 // Start starts a receiver on a loopback port.
-func Start() (*Collector, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func Start() (*Collector, error) { return StartTLS(nil) }
+
+// StartTLS starts a receiver on a loopback port that speaks TLS, if config is not
+// nil.
+func StartTLS(config *tls.Config) (*Collector, error) {
+	return Listen("127.0.0.1:0", config)
+}
+
+// Listen starts a receiver at an address: one that was there before, for example.
+func Listen(address string, config *tls.Config) (*Collector, error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	c := &Collector{server: grpc.NewServer(), listener: l, done: make(chan struct{})}
-	collectorpb.RegisterTraceServiceServer(c.server, c)
+	c := &Collector{grpc: grpc.NewServer(), listener: l, done: make(chan struct{})}
+	collectorpb.RegisterTraceServiceServer(c.grpc, traceService{c: c})
+	metricscollectorpb.RegisterMetricsServiceServer(c.grpc, metricsService{c: c})
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	c.server = &http.Server{Handler: http.HandlerFunc(c.serve), Protocols: &protocols, TLSConfig: config, ErrorLog: log.New(io.Discard, "", 0)}
 	go func() {
 		defer close(c.done)
-		_ = c.server.Serve(l) // ends when Close stops it
+		if config != nil {
+			_ = c.server.ServeTLS(l, "", "") // ends when Close stops it
+			return
+		}
+		_ = c.server.Serve(l) // as above
 	}()
 	return c, nil
 }
 
 // Close stops the receiver.
 func (c *Collector) Close() {
-	c.server.Stop()
+	_ = c.server.Close() // the connections are gone in any case
+	c.grpc.Stop()
 	<-c.done
 }
 
 // Addr is where it listens, host:port.
 func (c *Collector) Addr() string { return c.listener.Addr().String() }
 
+func (c *Collector) serve(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		c.grpc.ServeHTTP(w, r)
+		return
+	}
+	answer, err := c.post(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	_, _ = w.Write(answer) // to one that may have left
+}
+
+const contentType = "application/x-protobuf"
+
+// post takes what comes by HTTP, at any path: metrics where that says so.
+func (c *Collector) post(r *http.Request) ([]byte, error) {
+	if got := r.Header.Get("Content-Type"); r.Method != http.MethodPost || got != contentType {
+		return nil, fmt.Errorf("%s of %q, not POST of %q", r.Method, got, contentType)
+	}
+	body := io.Reader(r.Body)
+	switch encoding := r.Header.Get("Content-Encoding"); encoding {
+	case "":
+	case "gzip":
+		z, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, err
+		}
+		body = z
+	default:
+		return nil, fmt.Errorf("unknown encoding %q", encoding)
+	}
+	data, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	request := Request{Protocol: "http/protobuf", Path: r.URL.Path, Header: r.Header}
+	if strings.Contains(r.URL.Path, "metrics") {
+		var m metricscollectorpb.ExportMetricsServiceRequest
+		if err := proto.Unmarshal(data, &m); err != nil {
+			return nil, err
+		}
+		c.takeMetrics(request, &m)
+		return proto.Marshal(&metricscollectorpb.ExportMetricsServiceResponse{})
+	}
+	var t collectorpb.ExportTraceServiceRequest
+	if err := proto.Unmarshal(data, &t); err != nil {
+		return nil, err
+	}
+	c.takeSpans(request, &t)
+	return proto.Marshal(&collectorpb.ExportTraceServiceResponse{})
+}
+
+// ofGRPC is the request of a call.
+func ofGRPC(ctx context.Context) Request {
+	r := Request{Protocol: "grpc", Header: http.Header{}}
+	r.Path, _ = grpc.Method(ctx)
+	md, _ := metadata.FromIncomingContext(ctx)
+	for k, v := range md {
+		r.Header[http.CanonicalHeaderKey(k)] = v
+	}
+	return r
+}
+
+type traceService struct {
+	collectorpb.UnimplementedTraceServiceServer
+	c *Collector
+}
+
 // Export implements the OTLP trace service.
-func (c *Collector) Export(_ context.Context, r *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
+func (s traceService) Export(ctx context.Context, r *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
+	s.c.takeSpans(ofGRPC(ctx), r)
+	return &collectorpb.ExportTraceServiceResponse{}, nil
+}
+
+func (c *Collector) takeSpans(request Request, r *collectorpb.ExportTraceServiceRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.keep {
@@ -107,12 +221,13 @@ func (c *Collector) Export(_ context.Context, r *collectorpb.ExportTraceServiceR
 	for _, rs := range r.ResourceSpans {
 		resource := attributes(rs.Resource.GetAttributes())
 		for _, ss := range rs.ScopeSpans {
+			request.Spans += len(ss.Spans)
 			for _, s := range ss.Spans {
 				c.spans = append(c.spans, span(resource, s))
 			}
 		}
 	}
-	return &collectorpb.ExportTraceServiceResponse{}, nil
+	c.requests = append(c.requests, request)
 }
 
 func span(resource map[string]string, s *tracepb.Span) Span {
@@ -124,12 +239,12 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 		Attrs:  attributes(s.Attributes),
 		Failed: s.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR, Status: s.Status.GetMessage(),
 	}
+	for _, e := range s.Events {
+		out.Events = append(out.Events, Event{Name: e.Name, At: time.Unix(0, int64(e.TimeUnixNano)), Attrs: attributes(e.Attributes)})
+	}
 	for _, l := range s.Links {
 		out.Links = append(out.Links, hex.EncodeToString(l.SpanId))
 		out.LinkTrace = append(out.LinkTrace, hex.EncodeToString(l.TraceId))
-	}
-	for _, e := range s.Events {
-		out.Events = append(out.Events, Event{e.Name, time.Unix(0, int64(e.TimeUnixNano)), attributes(e.Attributes)})
 	}
 	return out
 }
@@ -184,6 +299,13 @@ func (c *Collector) Spans() []Span {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.spans)
+}
+
+// Requests are all requests received so far.
+func (c *Collector) Requests() []Request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.requests)
 }
 
 // Find waits until a span of the given name has come for the container, and

@@ -1,20 +1,30 @@
-// Package otlp exports the shim's spans. It is apart from package telemetry
-// because an instance process, which has none of it, need not start it either.
+// Package otlp exports the shim's telemetry, as the OTEL_ variables say. It is
+// apart from package telemetry because an instance process, which has none of it,
+// need not start it either.
 package otlp
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
-	"net/url"
+	"math"
 	"os"
+	"strconv"
+	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
+	"go.opentelemetry.io/contrib/propagators/autoprop"
 	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
@@ -26,51 +36,122 @@ const ServiceName = "containerd-shim-wazero"
 // flushTimeout bounds how long a shutdown waits for the collector.
 const flushTimeout = 2 * time.Second
 
-// Setup starts the export of spans, as the OTEL_ variables of the environment
-// say, for the shim with the given id. It does not wait for the collector, and
-// what the collector does is reported to onError only.
+// A Shim is the one whose telemetry it is.
+type Shim struct{ ID, Version string }
+
+// Setup starts the export of telemetry, as vars and the OTEL_ variables of the
+// environment say. It waits for no collector. What is wrong with a variable, and
+// how exports fail, is given to report and to nobody else.
 //
-// Shutdown flushes and stops it, within 2 s. Without an endpoint Setup must not
-// be called: see [telemetry.Enabled].
-func Setup(ctx context.Context, id string, onError func(error)) (_ trace.TracerProvider, shutdown func(context.Context) error, _ error) {
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(onError))
-	var opts []otlptracegrpc.Option
-	u, err := url.Parse(telemetry.Endpoint())
-	switch {
-	case err != nil:
-		return nil, nil, fmt.Errorf("OTLP endpoint: %w", err)
-	case u.Host == "":
-		return nil, nil, fmt.Errorf("OTLP endpoint %q: not of the form http://host:port", telemetry.Endpoint())
-	case u.Scheme == "grpc":
-		// Not known to the exporter, which would take it for TLS.
-		u.Scheme = "http"
-		opts = append(opts, otlptracegrpc.WithEndpointURL(u.String()))
-	}
-	exporter, err := otlptracegrpc.New(ctx, opts...)
-	if err != nil {
-		return nil, nil, fmt.Errorf("OTLP exporter: %w", err)
-	}
-	provider := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(exporter),
-		sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
-		sdktrace.WithResource(resource.NewSchemaless(
-			semconv.ServiceName(serviceName()),
-			semconv.ServiceInstanceID(id),
-			semconv.ProcessPID(os.Getpid()),
-		)),
-	)
+// Shutdown flushes and stops it, within 2 s. Provider is nil when there is no
+// telemetry.
+func Setup(shim Shim, vars Variables, report func(error)) (provider trace.TracerProvider, shutdown func(context.Context) error) {
+	var stop []func(context.Context) error
+	vars.Use(func() {
+		t, err := newTarget(traces)
+		if t == nil && err == nil {
+			return
+		}
+		r := &reporter{report: report}
+		otel.SetErrorHandler(r)
+		otel.SetLogger(logr.New(r))
+		res := r.resource(shim)
+		var p *sdktrace.TracerProvider
+		if err == nil {
+			p, err = r.tracerProvider(t, res)
+		}
+		if err != nil {
+			report(fmt.Errorf("telemetry is off: %w", err))
+			return
+		}
+		provider, stop = p, append(stop, p.Shutdown)
+		r.reading("OTEL_PROPAGATORS", func() { otel.SetTextMapPropagator(autoprop.NewTextMapPropagator()) })
+	})
 	return provider, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
-		return provider.Shutdown(ctx)
-	}, nil
+		errs := make([]error, len(stop))
+		var stopped sync.WaitGroup
+		for i, f := range stop {
+			stopped.Go(func() { errs[i] = f(ctx) })
+		}
+		stopped.Wait()
+		return errors.Join(errs...)
+	}
 }
 
-// serviceName heeds OTEL_SERVICE_NAME, but for the value that containerd sets
-// for itself and its children inherit.
-func serviceName() string {
-	if name := os.Getenv("OTEL_SERVICE_NAME"); name != "" && name != "containerd" {
-		return name
+// resource is what is said of the shim as a whole.
+func (r *reporter) resource(shim Shim) (res *resource.Resource) {
+	r.reading("OTEL_RESOURCE_ATTRIBUTES", func() {
+		var err error
+		res, err = resource.New(context.Background(),
+			resource.WithTelemetrySDK(),
+			resource.WithHost(),
+			resource.WithAttributes(
+				semconv.ServiceName(ServiceName),
+				semconv.ServiceInstanceID(shim.ID),
+				semconv.ServiceVersion(shim.Version),
+				semconv.ProcessPID(os.Getpid()),
+			),
+			resource.WithFromEnv(), // goes before those above
+		)
+		if err != nil {
+			r.Handle(err) // the rest of it is there
+		}
+	})
+	return res
+}
+
+func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrace.TracerProvider, err error) {
+	var exporter *otlptrace.Exporter
+	err = r.exporting(t, func(c *tls.Config) (err error) {
+		var client otlptrace.Client
+		if t.protocol == protocolGRPC {
+			var opts []otlptracegrpc.Option
+			if c != nil {
+				opts = append(opts, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(c)))
+			}
+			client = otlptracegrpc.NewClient(opts...)
+		} else {
+			var opts []otlptracehttp.Option
+			if c != nil {
+				opts = append(opts, otlptracehttp.WithTLSClientConfig(c))
+			}
+			client = otlptracehttp.NewClient(opts...)
+		}
+		exporter, err = otlptrace.New(context.Background(), client)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return ServiceName
+	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
+		p = sdktrace.NewTracerProvider(
+			sdktrace.WithBatcher(exporter, r.batches()...),
+			sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
+			sdktrace.WithResource(res),
+		)
+	})
+	return p, nil
+}
+
+// batches has the SDK's own values for those variables that it would come to grief
+// over.
+func (r *reporter) batches() (opts []sdktrace.BatchSpanProcessorOption) {
+	const most = 1 << 20 // spans; of that many, room is made at once
+	for _, b := range []struct {
+		name string
+		max  int
+		own  sdktrace.BatchSpanProcessorOption
+	}{
+		{"OTEL_BSP_SCHEDULE_DELAY", math.MaxInt32, sdktrace.WithBatchTimeout(sdktrace.DefaultScheduleDelay * time.Millisecond)},
+		{"OTEL_BSP_MAX_QUEUE_SIZE", most, sdktrace.WithMaxQueueSize(sdktrace.DefaultMaxQueueSize)},
+		{"OTEL_BSP_MAX_EXPORT_BATCH_SIZE", most, sdktrace.WithMaxExportBatchSize(sdktrace.DefaultMaxExportBatchSize)},
+	} {
+		if n, err := strconv.Atoi(os.Getenv(b.name)); err == nil && (n < 1 || n > b.max) {
+			r.report(variableError{b.name, fmt.Errorf("%d is not from 1 to %d", n, b.max)})
+			opts = append(opts, b.own)
+		}
+	}
+	return opts
 }

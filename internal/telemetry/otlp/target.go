@@ -1,0 +1,223 @@
+package otlp
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/regular"
+)
+
+// Signals, as variables name them.
+const (
+	traces  = "TRACES"
+	metrics = "METRICS"
+)
+
+// Protocols, as variables name them.
+const (
+	protocolGRPC = "grpc"
+	protocolHTTP = "http/protobuf"
+)
+
+// maxPEM bounds a file for TLS, bytes.
+const maxPEM = 1 << 20
+
+// A target is where a signal goes, and how.
+type target struct {
+	signal   string
+	protocol string
+	insecure bool   // without TLS
+	variable string // the one that names the endpoint
+	endpoint string // as the exporters understand it
+}
+
+// A variableError says what is wrong with a variable. Its text has nothing of
+// the value, which may hold a password.
+type variableError struct {
+	name   string
+	reason error
+}
+
+func (e variableError) Error() string { return e.name + ": " + e.reason.Error() }
+func (e variableError) Unwrap() error { return e.reason }
+
+// Enabled tells whether the shim is to trace: whether the environment names a
+// collector that it can talk to, and does not say otherwise.
+func Enabled() bool {
+	t, err := newTarget(traces)
+	return t != nil && err == nil
+}
+
+// newTarget is where the environment says that a signal goes; nil when it is
+// not to be sent.
+//
+// See https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
+func newTarget(signal string) (*target, error) {
+	name, endpoint := lookup(signal, "ENDPOINT")
+	if endpoint == "" || strings.EqualFold(value("OTEL_SDK_DISABLED"), "true") {
+		return nil, nil
+	}
+	switch v := value("OTEL_" + signal + "_EXPORTER"); v {
+	case "", "otlp":
+	case "none":
+		return nil, nil
+	default:
+		return nil, variableError{"OTEL_" + signal + "_EXPORTER", fmt.Errorf("%q is not one that the shim has: otlp or none", v)}
+	}
+	t := &target{signal: signal, variable: name}
+	u, err := parseEndpoint(endpoint)
+	if err != nil {
+		return nil, variableError{name, err}
+	}
+	variable, protocol := lookup(signal, "PROTOCOL")
+	switch protocol {
+	case protocolGRPC, protocolHTTP:
+		t.protocol = protocol
+	case "":
+		t.protocol = protocolHTTP
+		if u.Scheme == "grpc" || u.Port() == "4317" {
+			t.protocol = protocolGRPC
+		}
+	default:
+		return nil, variableError{variable, fmt.Errorf("%q is not one that the shim has: %s or %s", protocol, protocolGRPC, protocolHTTP)}
+	}
+	if t.protocol == protocolHTTP && u.Scheme != "http" && u.Scheme != "https" {
+		return nil, variableError{name, errors.New("for http/protobuf it must be of the form http://host:port or https://host:port")}
+	}
+	switch u.Scheme {
+	case "http", "unix":
+		t.insecure = true
+	case "grpc", "":
+		// The variable is about these only. What says grpc:// means it plain.
+		_, v := lookup(signal, "INSECURE")
+		t.insecure = strings.EqualFold(v, "true") || u.Scheme == "grpc" && v == ""
+		u.Scheme = "https"
+		if t.insecure {
+			u.Scheme = "http"
+		}
+	}
+	t.endpoint = u.String()
+	return t, nil
+}
+
+// parseEndpoint reads a URL or, as gRPC has it, host:port. Its errors have nothing
+// of what may be a password.
+func parseEndpoint(s string) (*url.URL, error) {
+	if !strings.Contains(s, "://") && !strings.HasPrefix(s, "unix:") {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			return nil, errors.New("neither a URL nor host:port")
+		}
+		s = "//" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, errors.New("not a URL") // the reason may quote a part of it
+	}
+	switch u.Scheme = strings.ToLower(u.Scheme); u.Scheme {
+	case "", "http", "https", "grpc":
+		if u.Hostname() == "" {
+			return nil, errors.New("it has no host")
+		}
+	case "unix":
+		if u.Path == "" && u.Opaque == "" {
+			return nil, errors.New("it has no path")
+		}
+	default:
+		return nil, fmt.Errorf("unknown scheme %q", u.Scheme)
+	}
+	u.User = nil
+	return u, nil
+}
+
+// value is that of a variable, as the exporters read it.
+func value(name string) string { return strings.TrimSpace(os.Getenv(name)) }
+
+// lookup is the value of an exporter's variable, that of the signal going before
+// that of all signals, and the name of the variable it is from.
+func lookup(signal, key string) (name, v string) {
+	for _, name := range []string{variable(signal, key), variable("", key)} {
+		if v := value(name); v != "" {
+			return name, v
+		}
+	}
+	return "", ""
+}
+
+// variable is the name of an exporter's variable, of one signal or of all.
+func variable(signal, key string) string {
+	if signal != "" {
+		key = signal + "_" + key
+	}
+	return "OTEL_EXPORTER_OTLP_" + key
+}
+
+// exporting calls f, which makes the exporter for t, in an environment that leads
+// it there. TLS is nil unless variables name files for it.
+//
+// The exporters' own reading of the endpoint does not know host:port nor grpc://,
+// and takes the variable for insecure connections to go before a scheme. Of files
+// for TLS, it goes on without those that it cannot read.
+func (r *reporter) exporting(t *target, f func(*tls.Config) error) (err error) {
+	c, err := t.tls()
+	if err != nil {
+		return err
+	}
+	change := map[string]string{}
+	for _, key := range []string{"ENDPOINT", "PROTOCOL", "INSECURE", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"} {
+		change[variable("", key)], change[variable(t.signal, key)] = "", ""
+	}
+	change[t.variable] = t.endpoint
+	defer setenv(change)()
+	r.reading(variable("", "*"), func() { err = f(c) })
+	return err
+}
+
+// tls is what the variables for TLS say, nil without any.
+func (t *target) tls() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	read := func(key string) (name string, data []byte, err error) {
+		name, path := lookup(t.signal, key)
+		if path == "" || t.insecure {
+			return variable("", key), nil, nil
+		}
+		if data, err = regular.ReadFile(path, maxPEM); err != nil {
+			return name, nil, variableError{name, err}
+		}
+		return name, data, nil
+	}
+	name, roots, err := read("CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	if roots != nil {
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(roots) {
+			return nil, variableError{name, errors.New("it has no certificate in PEM")}
+		}
+	}
+	certName, cert, err := read("CLIENT_CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	keyName, key, err := read("CLIENT_KEY")
+	if err != nil {
+		return nil, err
+	}
+	if cert != nil || key != nil {
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			return nil, variableError{certName + ", " + keyName, err}
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	if roots == nil && cert == nil {
+		return nil, nil
+	}
+	return c, nil
+}
