@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
@@ -45,9 +46,14 @@ type Relay struct {
 	ctx   context.Context // has the span that the process was started in
 	done  chan struct{}   // closed when nothing more is read
 
+	guest *guestRelay // nil when the guest can make no spans of its own; set before the guest runs
+
 	mu      sync.Mutex
 	running context.Context // guarded by mu; has the span that let the guest run, nil until then
-	sent    map[string]bool // guarded by mu; names of spans
+	// run is the identity that module.run will have: others may be told before it ends.
+	run  trace.SpanContext // guarded by mu; valid once running is not nil
+	held *relay.Frame      // guarded by mu; module.run, which waits for what its guest has sent
+	sent map[string]bool   // guarded by mu; names of spans
 	// The guest was entered, and no module.run has come of it yet.
 	entered bool       // guarded by mu
 	started trace.Link // guarded by mu; to module.start
@@ -65,14 +71,25 @@ func NewRelay(ctx context.Context, pipe *os.File) *Relay {
 	return r
 }
 
-// Run says that the guest may run now, in the span of ctx.
-func (r *Relay) Run(ctx context.Context) {
+// Run says that the guest may run now, in the span of ctx. What it makes of its own
+// has the given attributes. The environment that Run returns names the guest's run as
+// the parent of whatever the guest starts.
+func (r *Relay) Run(ctx context.Context, attrs ...attribute.KeyValue) []string {
 	if r == nil {
-		return
+		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running = context.WithoutCancel(ctx)
+	parent := trace.SpanContextFromContext(ctx)
+	r.run = parent.WithSpanID(IDGenerator{}.NewSpanID(context.Background(), parent.TraceID()))
+	if r.guest != nil {
+		r.guest.run(trace.SpanFromContext(ctx).TracerProvider(), r.run, attrs)
+	}
+	if baggage.FromContext(ctx).Len() == 0 {
+		ctx = baggage.ContextWithBaggage(ctx, baggage.FromContext(r.ctx))
+	}
+	return environ(trace.ContextWithSpanContext(ctx, r.run))
 }
 
 // Finish is called when the process is gone. It makes the module.run span that
@@ -85,14 +102,25 @@ func (r *Relay) Finish(exitedAt time.Time, status int, reason error) {
 	<-r.done
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.held != nil && r.held.Error != "" {
+		reason = errors.New(r.held.Error)
+	}
+	r.guest.finish(exitedAt, reason)
+	if r.held != nil {
+		r.guest.told(r.held.Attrs[relay.GuestDropped])
+		r.make(*r.held)
+		r.held = nil
+		return
+	}
 	if !r.entered {
 		return
 	}
 	if exitedAt.Before(r.since) {
 		exitedAt = r.since
 	}
-	_, span := Start(r.running, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
+	_, span := Start(r.asRun(), ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
 	span.SetAttributes(ProcessExitCode.Int(status))
+	r.guest.tell(span)
 	End(span, reason, trace.WithTimestamp(exitedAt))
 	r.entered = false
 }
@@ -157,6 +185,26 @@ func (r *Relay) emit(f relay.Frame) {
 		return
 	}
 	r.sent[f.Name] = true
+	if f.Name == ModuleRun && r.guest != nil {
+		r.held = &f
+		return
+	}
+	r.make(f)
+}
+
+// asRun is the context to make module.run in. Callers hold r.mu.
+func (r *Relay) asRun() context.Context { return context.WithValue(r.running, presetKey{}, r.run) }
+
+// make makes the span of a frame of one of the kinds there are. Callers hold r.mu.
+func (r *Relay) make(f relay.Frame) {
+	kind := relayed[f.Name]
+	parent := r.ctx
+	switch {
+	case f.Name == ModuleRun:
+		parent = r.asRun()
+	case kind.running:
+		parent = r.running
+	}
 	now := time.Now().Round(0)
 	if now.Before(r.began) {
 		now = r.began // the clock was set back
@@ -171,6 +219,9 @@ func (r *Relay) emit(f relay.Frame) {
 	if f.Error != "" {
 		span.SetStatus(codes.Error, text(f.Error, relay.MaxText))
 		span.SetAttributes(ErrorType.String(text(f.ErrorType, relay.MaxText)))
+	}
+	if f.Name == ModuleRun {
+		r.guest.tell(span)
 	}
 	span.End(trace.WithTimestamp(end))
 	switch f.Name {
