@@ -40,7 +40,9 @@ const (
 
 // allGuests bounds what comes of all the guests of this shim together, so that in the
 // queue of the exporter, which is of 2048 spans, there is room for what the shim says.
-var allGuests = sync.OnceValue(func() *rate.Limiter { return rate.NewLimiter(10*relay.GuestRate, 2*relay.GuestBurst) })
+var allGuests = sync.OnceValue(newAllGuests)
+
+func newAllGuests() *rate.Limiter { return rate.NewLimiter(10*relay.GuestRate, 2*relay.GuestBurst) }
 
 // reserved begin the keys that only the shim says something by.
 var reserved = []string{"container.", "containerd.", "k8s.", "process.", "wasm.", "service.", "telemetry.", "otel.", "rpc."}
@@ -62,7 +64,8 @@ type guestRelay struct {
 
 	mu sync.Mutex
 	// What follows is guarded by mu.
-	tracer  trace.Tracer // nil until the guest runs
+	all     *rate.Limiter // calls of all guests
+	tracer  trace.Tracer  // nil until the guest runs
 	metrics guestMetrics
 	attrs   []attribute.KeyValue // of all that the guest makes
 	began   time.Time            // the guest runs since then
@@ -95,6 +98,7 @@ func (r *Relay) Guest(pipe *os.File) {
 		bytes: rate.NewLimiter(guestBytes, guestBytesBurst),
 		// What was sent at an even rate may arrive all at once.
 		calls: rate.NewLimiter(relay.GuestRate, 2*relay.GuestBurst),
+		all:   allGuests(),
 	}
 	g.ctx, g.gone = context.WithCancel(context.Background())
 	r.guest = g
@@ -217,7 +221,7 @@ func (g *guestRelay) take(f relay.GuestFrame) {
 		g.unwind(f.Depth, at)
 		return
 	}
-	if !g.calls.AllowN(now, 1) || !allGuests().AllowN(now, 1) {
+	if !g.calls.AllowN(now, 1) || !g.all.AllowN(now, 1) {
 		g.own++
 		return
 	}

@@ -102,11 +102,14 @@ func (r *Relay) Finish(exitedAt time.Time, status int, reason error) {
 	<-r.done
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.held != nil && r.held.Error != "" {
-		reason = errors.New(r.held.Error)
-	}
-	r.guest.finish(exitedAt, reason)
-	if r.held != nil {
+	if r.held == nil {
+		r.guest.finish(exitedAt, reason)
+	} else {
+		reason = nil
+		if r.held.Error != "" {
+			reason = errors.New(r.held.Error)
+		}
+		r.guest.finish(between(r.began, time.Unix(0, r.held.End), exitedAt), reason)
 		r.guest.told(r.held.Attrs[relay.GuestDropped])
 		r.make(*r.held)
 		r.held = nil

@@ -63,7 +63,7 @@ func (m *guestMetrics) record(ctx context.Context, message string) bool {
 	}
 	text, kind := fields[0], fields[1]
 	value, err := strconv.ParseFloat(text, 64)
-	if err != nil || math.IsNaN(value) || math.IsInf(value, 0) {
+	if err != nil || kind == "c" && value < 0 {
 		return false
 	}
 	tags, sampled := "", 1.0
@@ -90,16 +90,16 @@ func (m *guestMetrics) record(ctx context.Context, message string) bool {
 	}
 	switch kind {
 	case "c":
-		if value < 0 {
-			return false
-		}
 		value /= sampled
 	case "g":
 		if text[0] == '+' || text[0] == '-' {
 			value += i.last
 		}
-		i.last = value
 	}
+	if math.IsNaN(value) || math.IsInf(value, 0) {
+		return false
+	}
+	i.last = value
 	i.record(ctx, value)
 	return true
 }

@@ -45,6 +45,14 @@ type Span struct {
 	Status    string // the description of a failure
 	Links     []string
 	LinkTrace []string
+	Events    []Event
+}
+
+// An Event is one of a span.
+type Event struct {
+	Name  string
+	At    time.Time
+	Attrs map[string]string
 }
 
 // A Collector is a running receiver.
@@ -113,6 +121,9 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 	for _, l := range s.Links {
 		out.Links = append(out.Links, hex.EncodeToString(l.SpanId))
 		out.LinkTrace = append(out.LinkTrace, hex.EncodeToString(l.TraceId))
+	}
+	for _, e := range s.Events {
+		out.Events = append(out.Events, Event{e.Name, time.Unix(0, int64(e.TimeUnixNano)), attributes(e.Attributes)})
 	}
 	return out
 }
