@@ -51,14 +51,20 @@ func usePods(t *testing.T) *node.Node {
 	if podsErr != nil {
 		t.Fatal(podsErr)
 	}
-	podImage(t, pods, node.PauseImage, ocispec.ImageConfig{Entrypoint: []string{"/pause"}}, node.Program("pause", guest(t, "pause-static")))
-	podImage(t, pods, probeImage, ocispec.ImageConfig{Entrypoint: []string{"/app.wasm"}},
+	podImages(t, pods)
+	return pods
+}
+
+// podImages makes the images that the tests of pods run.
+func podImages(t *testing.T, n *node.Node) {
+	t.Helper()
+	podImage(t, n, node.PauseImage, ocispec.ImageConfig{Entrypoint: []string{"/pause"}}, node.Program("pause", guest(t, "pause-static")))
+	podImage(t, n, probeImage, ocispec.ImageConfig{Entrypoint: []string{"/app.wasm"}},
 		node.Regular("app.wasm", guest(t, "probe.wasm")), node.Regular("spin.wasm", guest(t, "spin.wasm")), node.Regular("trap.wasm", guest(t, "trap.wasm")),
 		node.Program("hello", guest(t, "hello-static")), node.Regular("etc/motd", []byte("a file of the image\n")))
-	podImage(t, pods, busyboxImage, ocispec.ImageConfig{Entrypoint: []string{"/bin/busybox"}},
+	podImage(t, n, busyboxImage, ocispec.ImageConfig{Entrypoint: []string{"/bin/busybox"}},
 		node.Program("bin/busybox", guest(t, "busybox")),
 		node.File{Header: tar.Header{Name: "bin/sh", Typeflag: tar.TypeSymlink, Linkname: "busybox"}})
-	return pods
 }
 
 // podImage makes an image, once, and waits until CRI has heard of it.
@@ -92,7 +98,11 @@ type criPod struct {
 // and UTS namespace together and a PID namespace each, as the kubelet's have.
 func newPod(t *testing.T) *criPod {
 	t.Helper()
-	n := usePods(t)
+	return newPodOn(t, usePods(t))
+}
+
+func newPodOn(t *testing.T, n *node.Node) *criPod {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	p := &criPod{T: t, n: n, ctx: ctx, names: map[string]string{}, before: podTraces(t, n)}
 	name := strings.ToLower(newID(t))

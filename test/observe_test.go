@@ -103,6 +103,30 @@ func TestAGuestIsToldItsTraceOnlyIfItAsks(t *testing.T) {
 	}
 }
 
+// A pod's annotation reaches its containers where containerd's configuration lists it.
+func TestAPodAsksForItsTraceByAnAnnotation(t *testing.T) {
+	o := options()
+	o.CRI = true
+	n, c := tracedNode(t, o)
+	podImages(t, n)
+	for _, asks := range []string{"true", ""} {
+		p := newPodOn(t, n)
+		if asks != "" {
+			p.config.Annotations = map[string]string{traceContext: asks}
+		}
+		p.up("wazero")
+		out := p.finished(probeImage, []string{"env"})
+		var id string
+		for id = range p.names {
+		}
+		run := trace(t, c, id, "module.run")["module.run"]
+		told := strings.Contains(out, "env: TRACEPARENT=00-"+run.TraceID+"-"+run.ID+"-01\n")
+		if told != (asks != "") || !told && strings.Contains(out, "TRACE") {
+			t.Errorf("asked %q: got %q", asks, out)
+		}
+	}
+}
+
 // The functions are there without a trace as well, and do nothing.
 func TestWithoutATraceAGuestThatMakesSpansRunsAsEver(t *testing.T) {
 	n := newNode(t, options())
