@@ -277,7 +277,7 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	}
 	// A child that was killed in the meantime has been started all the same: its
 	// exit follows.
-	env := p.child.relay.Run(ctx, telemetry.ContainerID.String(c.id))
+	env := p.child.relay.Run(ctx)
 	if told, err := c.bundle.tellsTrace(p.spec); err != nil || !told { // err: not one that came this far
 		env = nil
 	}

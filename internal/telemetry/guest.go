@@ -67,10 +67,9 @@ type guestRelay struct {
 	all     *rate.Limiter // calls of all guests
 	tracer  trace.Tracer  // nil until the guest runs
 	metrics guestMetrics
-	attrs   []attribute.KeyValue // of all that the guest makes
-	began   time.Time            // the guest runs since then
-	open    []guestSpan          // innermost last; depths increase
-	root    guestSpan            // the run: what is said of it waits for its span
+	began   time.Time   // the guest runs since then
+	open    []guestSpan // innermost last; depths increase
+	root    guestSpan   // the run: what is said of it waits for its span
 	events  []guestEvent
 	said    []attribute.KeyValue
 	own     int64 // calls dropped here
@@ -105,16 +104,18 @@ func (r *Relay) Guest(pipe *os.File) {
 	go g.read()
 }
 
-func (g *guestRelay) run(provider trace.TracerProvider, run trace.SpanContext, attrs []attribute.KeyValue) {
+// run says that the guest runs now, in the span run, which is made later by the provider
+// of the one of ctx.
+func (g *guestRelay) run(ctx context.Context, run trace.SpanContext) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !run.IsSampled() {
 		return // nothing would come of it
 	}
-	g.tracer, g.attrs = provider.Tracer(guestScope), attrs
-	g.metrics.attrs = attrs
+	g.tracer = trace.SpanFromContext(ctx).TracerProvider().Tracer(guestScope)
+	g.metrics.attrs = metricAttributes(ctx)
 	g.began = time.Now().Round(0)
-	g.root = guestSpan{ctx: trace.ContextWithSpanContext(context.Background(), run), began: g.began}
+	g.root = guestSpan{ctx: trace.ContextWithSpanContext(ctx, run), began: g.began}
 }
 
 // finish is called when the process is gone. It ends the spans that are open.
@@ -272,7 +273,7 @@ func (g *guestRelay) enter(f relay.GuestFrame, at time.Time) bool {
 		name = "unnamed"
 	}
 	s := guestSpan{depth: f.Depth, began: between(parent.began, at, maxTime), bytes: len(name)}
-	s.ctx, s.span = g.tracer.Start(parent.ctx, name, trace.WithTimestamp(s.began), trace.WithAttributes(g.attrs...))
+	s.ctx, s.span = start(parent.ctx, g.tracer, name, []trace.SpanStartOption{trace.WithTimestamp(s.began)})
 	g.open = append(g.open, s)
 	return true
 }

@@ -42,7 +42,8 @@ func newGuestTest(t testing.TB) *guestTest {
 	rt.guest.mu.Lock()
 	rt.guest.all = newAllGuests() // other tests have theirs
 	rt.guest.mu.Unlock()
-	rt.Run(trace.ContextWithSpan(context.Background(), rt.start), ContainerID.String("c"))
+	ctx := WithAttributes(context.Background(), ContainerID.String("c"))
+	rt.Run(trace.ContextWithSpan(ctx, rt.start))
 	return &guestTest{rt, w}
 }
 
@@ -102,7 +103,7 @@ func TestSpansOfAGuestAreBelowItsRunAndInEachOther(t *testing.T) {
 	if got := s[ModuleRun].Parent(); !got.Equal(gt.start.SpanContext()) {
 		t.Errorf("the run is below %v", got)
 	}
-	if got := attrs(s[ModuleRun]); len(got) != 0 {
+	if got := attrs(s[ModuleRun]); len(got) != 1 {
 		t.Errorf("the run has %v", got)
 	}
 }
@@ -125,7 +126,7 @@ func TestWhatAGuestSaysIsOfTheInnermostSpan(t *testing.T) {
 	if got, want := attrs(s["a"]), (map[attribute.Key]any{ContainerID: "c", "k": "v", "k2": "a:b", "flag": true}); !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	if got, want := attrs(s[ModuleRun]), (map[attribute.Key]any{"of": "the run", ProcessExitCode: int64(0)}); !maps.Equal(got, want) {
+	if got, want := attrs(s[ModuleRun]), (map[attribute.Key]any{ContainerID: "c", "of": "the run", ProcessExitCode: int64(0)}); !maps.Equal(got, want) {
 		t.Errorf("the run: got %v, want %v", got, want)
 	}
 	for name, want := range map[string][]string{ModuleRun: {"log error bad"}, "a": nil, "b": {"log trace half way", "log unknown "}} {

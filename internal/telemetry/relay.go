@@ -71,10 +71,9 @@ func NewRelay(ctx context.Context, pipe *os.File) *Relay {
 	return r
 }
 
-// Run says that the guest may run now, in the span of ctx. What it makes of its own
-// has the given attributes. The environment that Run returns names the guest's run as
-// the parent of whatever the guest starts.
-func (r *Relay) Run(ctx context.Context, attrs ...attribute.KeyValue) []string {
+// Run says that the guest may run now, in the span of ctx. The environment that it
+// returns names the guest's run as the parent of whatever the guest starts.
+func (r *Relay) Run(ctx context.Context) []string {
 	if r == nil {
 		return nil
 	}
@@ -84,7 +83,7 @@ func (r *Relay) Run(ctx context.Context, attrs ...attribute.KeyValue) []string {
 	parent := trace.SpanContextFromContext(ctx)
 	r.run = parent.WithSpanID(IDGenerator{}.NewSpanID(context.Background(), parent.TraceID()))
 	if r.guest != nil {
-		r.guest.run(trace.SpanFromContext(ctx).TracerProvider(), r.run, attrs)
+		r.guest.run(r.running, r.run)
 	}
 	if baggage.FromContext(ctx).Len() == 0 {
 		ctx = baggage.ContextWithBaggage(ctx, baggage.FromContext(r.ctx))

@@ -170,5 +170,8 @@ const (
 	GuestLogMessage = attribute.Key("wasm.guest.log.message")
 )
 
-// GuestLog is the event that a guest's log is.
-const GuestLog = "log"
+// Events of ours.
+const (
+	// GuestLog is what a guest logged, on its innermost span, or on its run.
+	GuestLog = "log"
+)

@@ -33,6 +33,15 @@ type guestMetrics struct {
 	known map[string]*guestMetric
 }
 
+// metricAttributes are those of ctx that say whose a metric is. The others are many, or
+// change from one process to the next.
+func metricAttributes(ctx context.Context) []attribute.KeyValue {
+	attrs, _ := ctx.Value(attributesKey{}).([]attribute.KeyValue)
+	return slices.DeleteFunc(slices.Clone(attrs), func(kv attribute.KeyValue) bool {
+		return kv.Key != ContainerID && !strings.HasPrefix(string(kv.Key), "k8s.")
+	})
+}
+
 // A guestMetric is one instrument with one set of attributes.
 type guestMetric struct {
 	record func(ctx context.Context, value float64)
