@@ -22,9 +22,11 @@ const (
 // What a guest may send. The same bounds hold in the process, so that a guest costs
 // it little, and in the shim, which does not trust it.
 const (
-	// GuestBurst is how many calls of a guest are taken at once, GuestRate how many a
-	// second in the long run. The end of a span is not counted.
-	GuestBurst, GuestRate = 500, 100
+	// GuestBurst is how many calls of a guest are taken at once. The end of a span is
+	// not counted.
+	GuestBurst = 500
+	// GuestRate is how many are taken a second, in the long run.
+	GuestRate = 100
 	// MaxDepth bounds how deep spans of a guest nest.
 	MaxDepth = 64
 )
