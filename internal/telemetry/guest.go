@@ -100,7 +100,9 @@ func (r *Relay) Guest(pipe *os.File) {
 		all:   allGuests(),
 	}
 	g.ctx, g.gone = context.WithCancel(context.Background())
+	r.mu.Lock()
 	r.guest = g
+	r.mu.Unlock()
 	go g.read()
 }
 
@@ -148,9 +150,12 @@ func (g *guestRelay) told(dropped any) {
 	if n, err := n.Int64(); err == nil {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.theirs = max(g.theirs, n)
+		g.count(n)
 	}
 }
+
+// count takes how many calls the process says it has dropped. Callers hold g.mu.
+func (g *guestRelay) count(theirs int64) { g.theirs = max(g.theirs, min(theirs, 1<<53)) }
 
 // tell adds to the span of the run what the guest has said of it.
 func (g *guestRelay) tell(run trace.Span) {
@@ -211,7 +216,7 @@ func (g *guestRelay) take(f relay.GuestFrame) {
 	if g.tracer == nil || f.Depth < 0 || f.Depth > relay.MaxDepth {
 		return
 	}
-	g.theirs = max(g.theirs, f.Dropped)
+	g.count(f.Dropped)
 	now := time.Now().Round(0)
 	if now.Before(g.began) {
 		now = g.began // the clock was set back

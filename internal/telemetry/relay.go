@@ -46,9 +46,8 @@ type Relay struct {
 	ctx   context.Context // has the span that the process was started in
 	done  chan struct{}   // closed when nothing more is read
 
-	guest *guestRelay // nil when the guest can make no spans of its own; set before the guest runs
-
 	mu      sync.Mutex
+	guest   *guestRelay     // guarded by mu; nil when the guest can make no spans of its own
 	running context.Context // guarded by mu; has the span that let the guest run, nil until then
 	// run is the identity that module.run will have: others may be told before it ends.
 	run  trace.SpanContext // guarded by mu; valid once running is not nil
