@@ -28,7 +28,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,7 @@ bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc guests
 lint: $(lint) ## run the linters
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
+	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
 
 clean: ## remove what was built
 	rm -rf bin
@@ -133,6 +134,19 @@ bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
 	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
 
+# The same guest by each of the bindings.
+bin/guests/observe-go.wasm: test/guests/observe/go/main.go $(wildcard bindings/go/*.go)
+	cd $(<D) && GOOS=wasip1 GOARCH=wasm $(GO) build -o ../../../../$@ .
+
+bin/guests/observe-c.wasm: test/guests/observe/c/main.c bindings/c/observe.h | clang
+	@mkdir -p $(@D)
+	clang --target=wasm32-wasi -O2 -Wall -Ibindings/c -o $@ $<
+
+bin/guests/observe-rust.wasm: test/guests/observe/rust/main.rs bindings/rust/src/lib.rs | rust
+	@mkdir -p $(@D)
+	tools/wasm-rustc --edition 2021 -O --crate-type rlib --crate-name wazero_observe -o $(@D)/libwazero_observe.rlib bindings/rust/src/lib.rs
+	tools/wasm-rustc --edition 2021 -O -C strip=symbols --extern wazero_observe=$(@D)/libwazero_observe.rlib -o $@ $<
+
 bin/logger: test/logger/main.go go.mod
 	CGO_ENABLED=0 $(GO) build -o $@ ./test/logger
 
@@ -156,11 +170,11 @@ bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
 # Programs from the distribution, installed where they are missing.
-wabt clang cc busybox seccomp:
+wabt clang rust cc busybox seccomp:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript fuzz bench lint clean guests wabt clang cc busybox seccomp
+.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript fuzz bench lint clean guests wabt clang rust cc busybox seccomp
 .DEFAULT_GOAL := help

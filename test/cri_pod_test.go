@@ -51,10 +51,11 @@ func usePods(t *testing.T) *node.Node {
 	if podsErr != nil {
 		t.Fatal(podsErr)
 	}
+	podImages(t, pods)
 	return pods
 }
 
-// podImages makes the images that pods are made of.
+// podImages makes the images that the tests of pods run.
 func podImages(t *testing.T, n *node.Node) {
 	t.Helper()
 	podImage(t, n, node.PauseImage, ocispec.ImageConfig{Entrypoint: []string{"/pause"}}, node.Program("pause", guest(t, "pause-static")))
@@ -100,10 +101,9 @@ func newPod(t *testing.T) *criPod {
 	return newPodOn(t, usePods(t))
 }
 
-// newPodOn makes it for a node of the test's own.
+// newPodOn makes it on a node of the test's own, which has the images.
 func newPodOn(t *testing.T, n *node.Node) *criPod {
 	t.Helper()
-	podImages(t, n)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	p := &criPod{T: t, n: n, ctx: ctx, names: map[string]string{}, before: podTraces(t, n)}
 	name := strings.ToLower(newID(t))

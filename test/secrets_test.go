@@ -287,6 +287,16 @@ func TestAnInstanceProcessHasNoDescriptorBeyondTheStatedOnes(t *testing.T) {
 			check("created, without streams", b.task.Pid(), null, controlDescriptor)
 			b.mustStart(t)
 			check("running, without streams", b.task.Pid(), null, rootDescriptor)
+
+			b = container(t, n, app(t, n, "observe-go.wasm"), args("/app.wasm", "hold"))
+			b.mustCreate(t, true)
+			b.mustStart(t)
+			eventually(t, "the guest runs", func() bool { return b.stdout.String() == "holding\n" })
+			more := []string{rootDescriptor}
+			if name == "traced" {
+				more = append(more, relayDescriptor) // a second one, for what the guest sends
+			}
+			check("running, making spans", b.task.Pid(), fifos, more...)
 		})
 	}
 }

@@ -556,7 +556,9 @@ func TestTheContextOfTheKubeletIsTheContainers(t *testing.T) {
 	t.Cleanup(c.Close)
 	opts := options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200")
 	opts.CRI = true
-	p := newPodOn(t, newNode(t, opts))
+	n := newNode(t, opts)
+	podImages(t, n)
+	p := newPodOn(t, n)
 	kubelet := func(n int) *criPod {
 		q := *p
 		q.ctx = metadata.AppendToOutgoingContext(p.ctx, "traceparent", call(n).traceparent())

@@ -34,6 +34,7 @@ const (
 	ControlFD = 3 // a connected socket, SOCK_SEQPACKET: [Conn]
 	ConfigFD  = 4 // a file of the Config and the MemoryLimit: [NewConfig]
 	SpansFD   = 5 // the relay's pipe; open when TRACECONTEXT is set
+	GuestFD   = 6 // the pipe for what the guest sends; open when Config.Observe is set
 )
 
 // Config is what an instance process gives its guest.
@@ -54,18 +55,22 @@ type Config struct {
 	// Seccomp are the filters that the process installs, one before it reads the
 	// module, one before it runs it.
 	Seccomp *seccomp.Filters `json:"seccomp"`
+	// Observe says that the guest may make spans of its own.
+	Observe bool `json:"observe,omitempty"`
 	// Compile bounds a compile process.
 	Compile CompileBounds `json:"compile,omitzero"`
 }
 
-// Message is one packet on the control socket. Just one field is set.
+// Message is one packet on the control socket. Just one field is set, and Env with
+// Start.
 type Message struct {
 	// Load has the process read the module, which is compiled by now.
 	Load *module.Entry `json:"load,omitempty"`
 	// Compile goes to a compile process with the module as a descriptor.
 	Compile bool `json:"compile,omitempty"`
-	// Start lets the guest run.
-	Start bool `json:"start,omitempty"`
+	// Start lets the guest run, with Env in its environment too.
+	Start bool     `json:"start,omitempty"`
+	Env   []string `json:"env,omitempty"`
 
 	// Listener is the descriptor, of the process, for what its seccomp profile
 	// leaves to a listener. It comes before Ready.

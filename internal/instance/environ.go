@@ -39,6 +39,14 @@ func newEnviron(env []string) *environ {
 	return e
 }
 
+// add adds variables that are not among those there are. The guest must not run yet.
+func (e *environ) add(env []string) {
+	for _, kv := range env {
+		e.starts = append(e.starts, uint32(len(e.text)))
+		e.text = append(append(e.text, kv...), 0)
+	}
+}
+
 // errnoFault is WASI's EFAULT: the guest gave a place that it does not have.
 const errnoFault = 21
 

@@ -62,6 +62,7 @@ func instanceMain() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	guest.environ.add(start.Env)
 	return guest.run(context.Background(), p.spans)
 }
 
@@ -84,6 +85,7 @@ type process struct {
 	limit   *MemoryLimit
 	control *Conn
 	spans   *relay.Recorder // nil when the container is not traced
+	guest   *relay.Guest    // nil when its guest sends nothing
 
 	listener int // of the seccomp profile; -1: none
 }
@@ -105,6 +107,11 @@ func newProcess() (*process, error) {
 	// Without a trace the descriptor is not ours but, by now, the Go runtime's.
 	if os.Getenv(relay.TraceContextEnv) != "" {
 		if p.spans, err = relay.NewRecorder(os.NewFile(SpansFD, "spans")); err != nil {
+			return nil, err
+		}
+	}
+	if p.config.Observe {
+		if p.guest, err = relay.NewGuest(os.NewFile(GuestFD, "guest")); err != nil {
 			return nil, err
 		}
 	}
@@ -140,7 +147,7 @@ func (p *process) prepare() (*guest, error) {
 		return nil, err
 	}
 	began := time.Now()
-	g, err := load(context.Background(), *m.Load, p.config, p.limit)
+	g, err := load(context.Background(), *m.Load, p.config, p.limit, p.guest)
 	p.spans.Record(relay.ModuleLoad, began, err, nil)
 	if err != nil {
 		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)

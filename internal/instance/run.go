@@ -43,6 +43,8 @@ type guest struct {
 	compiled wazero.CompiledModule
 	config   wazero.ModuleConfig
 	args     []string
+	environ  *environ
+	observed *relay.Guest // nil when nothing of the guest's own is sent
 	memory   *linearMemory
 	stack    uint64 // bytes it may use
 	large    bool   // loading it has left much to collect
@@ -51,7 +53,9 @@ type guest struct {
 // load makes a guest of the module that entry names, as the user that the process
 // runs as. Its compiled code is in [sandbox.Attached]. Everything that can be
 // known to be wrong with a module before it runs is an error here.
-func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimit) (*guest, error) {
+//
+// What the guest makes of its own goes to observed, which may be nil.
+func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimit, observed *relay.Guest) (*guest, error) {
 	budget := newBudget(limit)
 	f, err := openEntry(entry.Path)
 	if err != nil {
@@ -74,25 +78,43 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 	}
 	wasi := r.NewHostModuleBuilder(wasi_snapshot_preview1.ModuleName)
 	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(wasi)
-	environment(cfg).export(wasi)
-	host, err := wasi.Compile(ctx)
-	if err != nil {
-		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
+	env := environment(cfg)
+	env.export(wasi)
+	builders := []wazero.HostModuleBuilder{wasi}
+	if importsFrom(compiled, observeModule) {
+		_, most, err := module.Memory(code)
+		if err != nil {
+			return nil, err
+		}
+		b := r.NewHostModuleBuilder(observeModule)
+		exportObserve(b, observed, most > 0)
+		builders = append(builders, b)
+	} else {
+		observed.Close() // the shim need not listen
+		observed = nil
 	}
-	if err := checkImports(code, compiled, host); err != nil {
+	hosts := make([]wazero.CompiledModule, len(builders))
+	for i, b := range builders {
+		if hosts[i], err = b.Compile(ctx); err != nil {
+			return nil, &Error{Text: fmt.Sprintf("host functions: %v", err), Kind: Internal}
+		}
+	}
+	if err := checkImports(code, compiled, hosts...); err != nil {
 		return nil, err
 	}
 	if err := checkExport(compiled, entry.Func); err != nil {
 		return nil, err
 	}
-	if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
-		return nil, &Error{Text: fmt.Sprintf("WASI: %v", err), Kind: Internal}
+	for _, host := range hosts {
+		if _, err := r.InstantiateModule(ctx, host, wazero.NewModuleConfig().WithStartFunctions()); err != nil {
+			return nil, &Error{Text: fmt.Sprintf("host functions: %v", err), Kind: Internal}
+		}
 	}
 	memory, err := newMemory(code, budget)
 	if err != nil {
 		return nil, err
 	}
-	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
 }
 
 // uid is asked for while that is allowed.
@@ -113,21 +135,32 @@ func openEntry(path string) (*os.File, error) {
 	return f, nil
 }
 
-// checkImports refuses a module that needs what nobody here provides.
-func checkImports(code []byte, m, host wazero.CompiledModule) error {
+// importsFrom tells whether m imports a function of the named module.
+func importsFrom(m wazero.CompiledModule, name string) bool {
+	return slices.ContainsFunc(m.ImportedFunctions(), func(f api.FunctionDefinition) bool {
+		from, _, _ := f.Import()
+		return from == name
+	})
+}
+
+// checkImports refuses a module that needs what none of the hosts provides.
+func checkImports(code []byte, m wazero.CompiledModule, hosts ...wazero.CompiledModule) error {
 	imports, err := module.Imports(code)
 	if err != nil {
 		return err
 	}
+	provided := map[string]map[string]api.FunctionDefinition{}
+	for _, host := range hosts {
+		provided[host.Name()] = host.ExportedFunctions()
+	}
 	for _, i := range imports {
-		if i.Kind != module.FunctionImport || i.Module != wasi_snapshot_preview1.ModuleName {
-			return fmt.Errorf("imports the %s %q of %q: only functions of %s are provided", i.Kind, i.Name, i.Module, wasi_snapshot_preview1.ModuleName)
+		if i.Kind != module.FunctionImport || provided[i.Module] == nil {
+			return fmt.Errorf("imports the %s %q of %q: only functions of %s and %s are provided", i.Kind, i.Name, i.Module, wasi_snapshot_preview1.ModuleName, observeModule)
 		}
 	}
-	provided := host.ExportedFunctions()
 	for _, f := range m.ImportedFunctions() {
 		from, name, _ := f.Import()
-		p, ok := provided[name]
+		p, ok := provided[from][name]
 		if !ok {
 			return fmt.Errorf("imports the function %q, which %s does not have", name, from)
 		}
@@ -220,7 +253,11 @@ func (g *guest) run(ctx context.Context, spans *relay.Recorder) int {
 	instead(g.args)
 	entered := time.Now()
 	err = call(ctx, instance, name, g.stack)
-	spans.Record(relay.ModuleRun, entered, asFailure(err), map[string]any{relay.ExitCode: exitStatus(err)})
+	said := map[string]any{relay.ExitCode: exitStatus(err)}
+	if n := g.observed.Dropped(); n > 0 {
+		said[relay.GuestDropped] = n
+	}
+	spans.Record(relay.ModuleRun, entered, asFailure(err), said)
 	return g.exit(err)
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -305,6 +306,9 @@ func (b *bundle) rootfs() string {
 // wallsOf are the walls of a process, as far as they are its own.
 func (b *bundle) wallsOf(p *specs.Process) (_ sandbox.Config, err error) {
 	c := sandbox.Config{Program: programName(instance.RoleInstance), IDs: b.ids, Cwd: p.Cwd, User: p.User, Rlimits: p.Rlimits, OOMScoreAdj: p.OOMScoreAdj}
+	if _, err := b.tellsTrace(p); err != nil {
+		return c, err
+	}
 	c.Labels, c.MemoryPolicy = b.labels(p), b.spec.Linux.MemoryPolicy
 	c.Scheduling = sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}
 	c.Capabilities = effective(p)
@@ -457,11 +461,41 @@ func maxProcs(r *specs.LinuxResources) int {
 }
 
 // searchPath is the PATH of the process's environment.
-func searchPath(p *specs.Process) (path string) {
+func searchPath(p *specs.Process) string { return variable(p, "PATH") }
+
+// variable is the value of one in the process's environment; empty without one.
+func variable(p *specs.Process, name string) (value string) {
 	for _, kv := range p.Env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v // the last one, as for a process that reads them in turn
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			value = v // the last one, as for a process that reads them in turn
 		}
 	}
-	return path
+	return value
+}
+
+// An annotation of a container, and a variable of a process that goes before it: whether
+// its guest is told the trace it is in. A truth value, see [strconv.ParseBool].
+const (
+	traceContextAnnotation = RuntimeName + "/trace-context"
+	traceContextEnv        = "WAZERO_TRACE_CONTEXT"
+)
+
+// tellsTrace tells whether the guest of a process gets TRACEPARENT, TRACESTATE and
+// BAGGAGE of its run. Never one that has one of them of its own.
+func (b *bundle) tellsTrace(p *specs.Process) (told bool, err error) {
+	for _, asked := range []struct{ kind, name, value string }{
+		{"annotations", traceContextAnnotation, b.spec.Annotations[traceContextAnnotation]},
+		{"process.env", traceContextEnv, variable(p, traceContextEnv)},
+	} {
+		if asked.value == "" {
+			continue
+		}
+		if told, err = strconv.ParseBool(asked.value); err != nil {
+			return false, fmt.Errorf("%s: %s: %q is neither true nor false", asked.kind, asked.name, asked.value)
+		}
+	}
+	for _, own := range []string{"TRACEPARENT", "TRACESTATE", "BAGGAGE"} {
+		told = told && variable(p, own) == ""
+	}
+	return told, nil
 }

@@ -164,6 +164,39 @@ func TestTheLastPATHIsSearched(t *testing.T) {
 	}
 }
 
+func TestAGuestIsToldItsTraceIfItsContainerOrProcessSaysSo(t *testing.T) {
+	const ask = traceContextEnv + "="
+	for _, tt := range []struct {
+		annotation string
+		env        []string
+		want       bool
+		bad        string // what an error names
+	}{
+		{"", nil, false, ""},
+		{"true", nil, true, ""},
+		{"1", nil, true, ""},
+		{"false", nil, false, ""},
+		{"", []string{ask + "true"}, true, ""},
+		{"", []string{ask + "true", ask + "false"}, false, ""},
+		{"true", []string{ask + "false"}, false, ""},
+		{"false", []string{ask + "true"}, true, ""},
+		{"true", []string{ask}, true, ""},
+		{"true", []string{"TRACEPARENT=mine"}, false, ""},
+		{"true", []string{"TRACESTATE=mine"}, false, ""},
+		{"", []string{ask + "true", "BAGGAGE=mine"}, false, ""},
+		{"true", []string{"BAGGAGE="}, true, ""},
+		{"yes", nil, false, traceContextAnnotation},
+		{"yes", []string{ask + "true"}, false, traceContextAnnotation},
+		{"", []string{ask + "on"}, false, traceContextEnv},
+	} {
+		b := &bundle{spec: &spec{Annotations: map[string]string{traceContextAnnotation: tt.annotation}}}
+		got, err := b.tellsTrace(&specs.Process{Env: tt.env})
+		if got != tt.want || (err != nil) != (tt.bad != "") || err != nil && !strings.Contains(err.Error(), tt.bad) {
+			t.Errorf("%q, %q: got %t, %v", tt.annotation, tt.env, got, err)
+		}
+	}
+}
+
 func TestStateIsKeptBesideTheContainerdThatStartedTheShim(t *testing.T) {
 	const fallback = "/var/lib/containerd-shim-wazero-v1"
 	for _, tt := range []struct{ work, want string }{

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
@@ -55,6 +56,8 @@ func programName(role string) string { return "wazero-" + role }
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
 func startChild(ctx context.Context, role string, cfg instance.Config, memoryLimit uint64, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
+	tc := telemetry.Inject(ctx)
+	cfg.Observe = role == instance.RoleInstance && trace.SpanContextFromContext(ctx).IsSampled()
 	config, memory, err := instance.NewConfig(cfg, memoryLimit)
 	if err != nil {
 		return nil, err
@@ -91,7 +94,7 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 		}
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = streams[0], streams[1], streams[2]
-	if tc := telemetry.Inject(ctx); tc != "" {
+	if tc != "" {
 		r, w, err := os.Pipe()
 		if err != nil {
 			control.Close()
@@ -100,6 +103,16 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 		defer w.Close()
 		p.relay = telemetry.NewRelay(ctx, r)
 		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+tc)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
+	}
+	if cfg.Observe {
+		r, w, err := os.Pipe()
+		if err != nil {
+			control.Close()
+			return nil, err
+		}
+		defer w.Close()
+		p.relay.Guest(r)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
 	}
 	pidfd := -1

@@ -334,8 +334,11 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	}
 	// A child that was killed in the meantime has been started all the same: its
 	// exit follows.
-	p.child.relay.Run(ctx)
-	err = p.child.control.Send(instance.Message{Start: true})
+	env := p.child.relay.Run(ctx)
+	if told, err := c.bundle.tellsTrace(p.spec); err != nil || !told { // err: not one that came this far
+		env = nil
+	}
+	err = p.child.control.Send(instance.Message{Start: true, Env: env})
 	if err != nil {
 		p.log(ctx).WithError(err).Debug("start: the process is gone")
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 
+	"go.opentelemetry.io/contrib/propagators/envcar"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
@@ -75,4 +76,24 @@ func extract(ctx context.Context, p propagation.TextMapPropagator, headers propa
 		return ctx // without baggage that belongs to no trace
 	}
 	return extracted
+}
+
+// maxEnviron bounds what a guest is given of a trace, bytes: it goes by the control
+// socket, where JSON may make six of one.
+const maxEnviron = 10_000
+
+// environ is the environment that carries the span of ctx to a guest that asks for it.
+// Baggage that there is no room for is left out, as the W3C has it.
+//
+// See https://opentelemetry.io/docs/specs/otel/context/env-carriers/.
+func environ(ctx context.Context) (env []string) {
+	room := maxEnviron
+	carrier := envcar.Carrier{SetEnvFunc: func(name, value string) {
+		if kv := name + "=" + value; value != "" && len(kv) <= room {
+			room -= len(kv)
+			env = append(env, kv)
+		}
+	}}
+	propagator.Inject(ctx, &carrier)
+	return env
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
@@ -46,13 +47,16 @@ type Relay struct {
 	done  chan struct{}   // closed when nothing more is read
 
 	mu      sync.Mutex
+	guest   *guestRelay     // guarded by mu; nil when the guest can make no spans of its own
 	running context.Context // guarded by mu; has the span that let the guest run, nil until then
-	sent    map[string]bool // guarded by mu; names of spans
+	// run is the identity that module.run will have: others may be told before it ends.
+	run  trace.SpanContext // guarded by mu; valid once running is not nil
+	held *relay.Frame      // guarded by mu; module.run, which waits for what its guest has sent
+	sent map[string]bool   // guarded by mu; names of spans
 	// The guest was entered, and no module.run has come of it yet.
-	entered bool              // guarded by mu
-	started trace.Link        // guarded by mu; to module.start
-	since   time.Time         // guarded by mu
-	run     trace.SpanContext // guarded by mu; of the module.run, once it has come
+	entered bool       // guarded by mu
+	started trace.Link // guarded by mu; to module.start
+	since   time.Time  // guarded by mu
 }
 
 // NewRelay reads the spans of a process that is started now, in the span of ctx,
@@ -66,14 +70,24 @@ func NewRelay(ctx context.Context, pipe *os.File) *Relay {
 	return r
 }
 
-// Run says that the guest may run now, in the span of ctx.
-func (r *Relay) Run(ctx context.Context) {
+// Run says that the guest may run now, in the span of ctx. The environment that it
+// returns names the guest's run as the parent of whatever the guest starts.
+func (r *Relay) Run(ctx context.Context) []string {
 	if r == nil {
-		return
+		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running = context.WithoutCancel(ctx)
+	parent := trace.SpanContextFromContext(ctx)
+	r.run = parent.WithSpanID(IDGenerator{}.NewSpanID(context.Background(), parent.TraceID()))
+	if r.guest != nil {
+		r.guest.run(r.running, r.run)
+	}
+	if baggage.FromContext(ctx).Len() == 0 {
+		ctx = baggage.ContextWithBaggage(ctx, baggage.FromContext(r.ctx))
+	}
+	return environ(trace.ContextWithSpanContext(ctx, r.run))
 }
 
 // Finish is called when the process is gone. It makes the module.run span that
@@ -92,20 +106,39 @@ func (r *Relay) Finish(exitedAt time.Time, status int, reason error, events ...E
 	if r.running != nil {
 		ctx = r.running
 	}
+	defer func() {
+		if r.sent[ModuleRun] {
+			run = r.run
+		}
+	}()
+	if r.held == nil {
+		r.guest.finish(exitedAt, reason)
+	} else {
+		reason = nil
+		if r.held.Error != "" {
+			reason = errors.New(r.held.Error)
+		}
+		r.guest.finish(between(r.began, time.Unix(0, r.held.End), exitedAt), reason)
+		r.guest.told(r.held.Attrs[relay.GuestDropped])
+		r.make(*r.held)
+		r.held = nil
+		return ctx, run
+	}
 	if !r.entered {
-		return ctx, r.run
+		return ctx, run
 	}
 	if exitedAt.Before(r.since) {
 		exitedAt = r.since
 	}
-	_, span := Start(r.running, ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
+	_, span := Start(r.asRun(), ModuleRun, trace.WithTimestamp(r.since), trace.WithLinks(r.started))
 	span.SetAttributes(ProcessExitCode.Int(status))
 	for _, e := range events {
 		span.AddEvent(e.name, trace.WithTimestamp(e.at), trace.WithAttributes(e.attrs...))
 	}
+	r.guest.tell(span)
 	End(span, reason, trace.WithTimestamp(exitedAt))
-	r.entered = false
-	return ctx, span.SpanContext()
+	r.entered, r.sent[ModuleRun] = false, true
+	return ctx, run
 }
 
 // An Event is what has happened to a process from outside.
@@ -180,6 +213,26 @@ func (r *Relay) emit(f relay.Frame) {
 		return
 	}
 	r.sent[f.Name] = true
+	if f.Name == ModuleRun && r.guest != nil {
+		r.held = &f
+		return
+	}
+	r.make(f)
+}
+
+// asRun is the context to make module.run in. Callers hold r.mu.
+func (r *Relay) asRun() context.Context { return context.WithValue(r.running, presetKey{}, r.run) }
+
+// make makes the span of a frame of one of the kinds there are. Callers hold r.mu.
+func (r *Relay) make(f relay.Frame) {
+	kind := relayed[f.Name]
+	parent := r.ctx
+	switch {
+	case f.Name == ModuleRun:
+		parent = r.asRun()
+	case kind.running:
+		parent = r.running
+	}
 	now := time.Now().Round(0)
 	if now.Before(r.began) {
 		now = r.began // the clock was set back
@@ -195,6 +248,9 @@ func (r *Relay) emit(f relay.Frame) {
 		span.SetStatus(codes.Error, text(f.Error, relay.MaxText))
 		span.SetAttributes(ErrorType.String(text(f.ErrorType, relay.MaxText)))
 	}
+	if f.Name == ModuleRun {
+		r.guest.tell(span)
+	}
 	span.End(trace.WithTimestamp(end))
 	switch f.Name {
 	case ModuleStart:
@@ -202,7 +258,7 @@ func (r *Relay) emit(f relay.Frame) {
 		r.entered, r.since = !r.sent[ModuleRun], end
 		r.started = trace.LinkFromContext(ctx)
 	case ModuleRun:
-		r.entered, r.run = false, span.SpanContext()
+		r.entered = false
 	}
 }
 

@@ -250,3 +250,23 @@ const (
 	// LogSpanID is the span of the operation, 16 hexadecimal digits.
 	LogSpanID = "span_id"
 )
+
+// What the shim says of what a guest makes.
+const (
+	// GuestDropped is how many calls of a guest came to nothing: too many, too deep, or
+	// without sense. An int, on module.run.
+	GuestDropped = attribute.Key(relay.GuestDropped)
+	// GuestUnfinished says that a guest's span ended with the run. A bool.
+	GuestUnfinished = attribute.Key("wasm.guest.unfinished")
+	// GuestLogLevel is error, warn, info, debug or trace; unknown for any other. A
+	// string, on an event.
+	GuestLogLevel = attribute.Key("wasm.guest.log.level")
+	// GuestLogMessage is what the guest logged. A string, on an event.
+	GuestLogMessage = attribute.Key("wasm.guest.log.message")
+)
+
+// Events of ours.
+const (
+	// GuestLog is what a guest logged, on its innermost span, or on its run.
+	GuestLog = "log"
+)

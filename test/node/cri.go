@@ -41,6 +41,7 @@ var criConfig = template.Must(template.New("").Parse(`
       runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero]
       runtime_type = "` + Runtime + `"
+      pod_annotations = ["` + Runtime + `/*"]
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero-path]
       runtime_type = "` + Runtime + `"
       runtime_path = "{{.Shim}}"
