@@ -311,6 +311,46 @@ func TestACreateThatFailsIsAnErrorOfItsStage(t *testing.T) {
 	}
 }
 
+func TestAStartThatFailsIsAnErrorOfItsStage(t *testing.T) {
+	p, c := tracedPod(t)
+	l := newHookLog(t)
+	m := p.member(t, "spin.wasm", specOf(func(s *oci.Spec) {
+		s.Hooks = &specs.Hooks{Poststart: []specs.Hook{l.hook(t, "bad", "exit 1")}}
+	}))
+	if err := m.create(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.start(""); err == nil {
+		t.Error("started")
+	}
+	if _, err := m.wait(""); err != nil {
+		t.Error(err)
+	}
+	if err := m.delete(""); err != nil {
+		t.Error(err)
+	}
+	trace(t, c, m.id, "task.delete")
+	// The guest was killed, before it was entered or after.
+	got := slices.DeleteFunc(failures(t, c, m.id), func(name string) bool { return name == "module.run" })
+	if want := []string{"hook.poststart", "task.start"}; !slices.Equal(got, want) {
+		t.Errorf("failed: %v, want %v", got, want)
+	}
+	t.Run("of an exec", func(t *testing.T) {
+		m := p.member(t, "spin.wasm").mustRun(t)
+		if err := m.exec("e", "/none.wasm"); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.start("e"); err == nil {
+			t.Error("started")
+		}
+		eventually(t, "task.start of the exec", func() bool {
+			return slices.Equal(failures(t, c, m.id), []string{"module.resolve", "task.start"})
+		})
+		m.end(t)
+	})
+	p.close(t)
+}
+
 func TestACreateThatIsGivenUpSaysSoInItsTrace(t *testing.T) {
 	p, c := tracedPod(t)
 	l := newHookLog(t)
