@@ -144,8 +144,7 @@ func TestASpanSaysWhichCallItIs(t *testing.T) {
 func secret(where string) string { return "secret-of-" + where + "-" + rand.Text() }
 
 func TestNoSecretLeavesTheContainer(t *testing.T) {
-	header := secret("header")
-	n, c := tracedNode(t, options(), "OTEL_EXPORTER_OTLP_HEADERS=authorization="+header)
+	n, c := tracedNode(t, options(), "OTEL_EXPORTER_OTLP_HEADERS=authorization="+secret("header")+","+secret("malformed"))
 	c.Keep()
 	environment := oci.WithEnv([]string{secret("name") + "=1", "A=" + secret("env"), "PATH=/" + secret("path")})
 	annotations := oci.WithAnnotations(map[string]string{secret("key"): "x", "org.example.note": secret("annotation"), "io.kubernetes.cri.pod-annotations": secret("pod")})
