@@ -2,6 +2,8 @@ package test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -209,4 +211,17 @@ func TestASpanThatIsOpenEndsWithItsGuest(t *testing.T) {
 			t.Errorf("status %d, got %+v", status, fatal)
 		}
 	})
+}
+
+func TestTheHostsFileSwitchesSpansOfGuestsOff(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, []byte("[telemetry]\nguest_spans = false\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n, c := tracedNode(t, options(), "CONTAINERD_SHIM_WAZERO_CONFIG="+file)
+	b, status := run(t, n, app(t, n, "observe-c.wasm"), args("/app.wasm"))
+	life := trace(t, c, b.ID(), "module.run", "task.delete")
+	if status != 0 || b.stdout.String() != "observed \n" || life["work"].Name != "" || len(life["module.run"].Events) > 0 || life["module.run"].Attrs["wasm.guest.dropped"] != "" {
+		t.Errorf("status %d, %q, %v, %v", status, b.stdout, life["work"], life["module.run"])
+	}
 }

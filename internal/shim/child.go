@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
-	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
@@ -50,14 +49,14 @@ type child struct {
 func programName(role string) string { return "wazero-" + role }
 
 // startChild re-executes this binary in the given role, inside the given walls
-// and cgroup. The process is told cfg and has nothing of the shim's environment
-// but, when ctx has a span, that.
+// and cgroup. The process is told cfg, with Observe only when ctx has a span, and has
+// nothing of the shim's environment but, when ctx has a span, that.
 //
 // The caller closes the streams it gave, and must call release when the process
 // has exited.
 func startChild(ctx context.Context, role string, cfg instance.Config, memoryLimit uint64, w *sandbox.Walls, place sandbox.Birthplace, streams [3]*os.File) (_ *child, err error) {
 	tc := telemetry.Inject(ctx)
-	cfg.Observe = role == instance.RoleInstance && trace.SpanContextFromContext(ctx).IsSampled()
+	cfg.Observe = cfg.Observe && tc != ""
 	config, memory, err := instance.NewConfig(cfg, memoryLimit)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,8 @@ type host struct {
 	stage  *sandbox.Stage
 	cache  *module.Cache
 	outbox *outbox
+	// observe has guests make spans of their own, where their container is traced.
+	observe bool
 }
 
 // A container is one wasm container.

@@ -137,8 +137,9 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil
 	})
 	var s taskapi.TTRPCTaskService = task
-	if provider, flush := startTelemetry(namespace + "/" + commandLine("id")); provider != nil {
+	if provider, guests, flush := startTelemetry(namespace + "/" + commandLine("id")); provider != nil {
 		stop.RegisterCallback(flush)
+		task.host.observe = guests
 		s = newTracedService(s, provider, namespace, task.identify)
 	}
 	return &plugin{service: s}, nil

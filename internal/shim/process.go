@@ -159,9 +159,11 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 			}
 		}
 	}()
+	told := p.container.bundle.instanceConfig(p.spec)
+	told.Observe = p.container.host.observe
 	var c *child
 	err = telemetry.Stage(ctx, telemetry.InstanceSpawn, func(context.Context) (err error) {
-		c, err = startChild(ctx, instance.RoleInstance, p.container.bundle.instanceConfig(p.spec), limits.memory, walls, p.container.cgroup, p.streams.child)
+		c, err = startChild(ctx, instance.RoleInstance, told, limits.memory, walls, p.container.cgroup, p.streams.child)
 		return err
 	})
 	if err != nil {

@@ -3,6 +3,9 @@ package shim
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/containerd/log"
 	"go.opentelemetry.io/otel/trace"
@@ -19,8 +22,9 @@ func (h hostFile) traces() (on bool) {
 }
 
 // startTelemetry starts the export of the telemetry of the shim with the given id,
-// see [otlp.Setup]. What is wrong with it is in the log, and of no consequence.
-func startTelemetry(id string) (provider trace.TracerProvider, shutdown func(context.Context) error) {
+// see [otlp.Setup]; with guests, for what those make themselves too. What is wrong with
+// it is in the log, and of no consequence.
+func startTelemetry(id string) (provider trace.TracerProvider, guests bool, shutdown func(context.Context) error) {
 	report := func(err error) {
 		log.L.WithError(errors.New(errorText(err.Error()))).Warn("telemetry")
 	}
@@ -28,10 +32,37 @@ func startTelemetry(id string) (provider trace.TracerProvider, shutdown func(con
 	v, unknown, err := h.variables()
 	if err != nil {
 		log.L.WithError(err).Warn("telemetry is off")
-		return nil, nil
+		return nil, false, nil
 	}
-	for _, key := range unknown {
+	guests, more, err := h.observesGuests()
+	if err != nil {
+		log.L.WithError(err).Warn("telemetry of guests is off")
+	}
+	for _, key := range append(unknown, more...) {
 		log.L.Warnf("%s: %s: nothing reads it", h.path, key)
 	}
-	return otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
+	provider, shutdown = otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
+	return provider, guests, shutdown
+}
+
+// guestSpans is the key of the host's file that switches off what guests make of spans,
+// logs and metrics. Of those of the table that are no variables it is the only one.
+const guestSpans = "guest_spans"
+
+// observesGuests tells whether guests may make spans of their own: unless the file says
+// otherwise. It names the keys that are for guests and that nothing reads.
+func (h hostFile) observesGuests() (on bool, unknown []string, err error) {
+	table, _ := h.telemetry.(map[string]any)
+	for key := range table {
+		if strings.HasPrefix(key, "guest_") && key != guestSpans {
+			unknown = append(unknown, "telemetry."+key)
+		}
+	}
+	slices.Sort(unknown)
+	v, set := table[guestSpans]
+	on, ok := v.(bool)
+	if set && !ok {
+		err = fmt.Errorf("%s: telemetry.%s: neither true nor false", h.path, guestSpans)
+	}
+	return on || !set, unknown, err
 }

@@ -111,9 +111,6 @@ func (r *Relay) Guest(pipe *os.File) {
 func (g *guestRelay) run(ctx context.Context, run trace.SpanContext) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !run.IsSampled() {
-		return // nothing would come of it
-	}
 	g.tracer = trace.SpanFromContext(ctx).TracerProvider().Tracer(guestScope)
 	g.metrics.attrs = metricAttributes(ctx)
 	g.began = time.Now().Round(0)
@@ -223,8 +220,9 @@ func (g *guestRelay) take(f relay.GuestFrame) {
 	}
 	at := between(g.began, time.Unix(0, f.At), now)
 	if f.Call == relay.SpanExit {
-		// Those further in, if there are any, have ended before.
-		g.unwind(f.Depth, at)
+		if f.Depth > 0 {
+			g.unwind(f.Depth, at) // those further in, if there are any, have ended before
+		}
 		return
 	}
 	if !g.calls.AllowN(now, 1) || !g.all.AllowN(now, 1) {
@@ -233,10 +231,12 @@ func (g *guestRelay) take(f relay.GuestFrame) {
 	}
 	switch f.Call {
 	case relay.SpanEnter:
-		g.unwind(f.Depth, at)
-		if f.Depth == 0 || !g.enter(f, at) {
+		if f.Depth == 0 {
 			g.own++
+			return
 		}
+		g.unwind(f.Depth, at)
+		g.enter(f, at)
 	case relay.SpanTags:
 		g.unwind(f.Depth+1, at)
 		g.tags(f)
@@ -254,7 +254,7 @@ func (g *guestRelay) take(f relay.GuestFrame) {
 
 // unwind ends the open spans of the given depth and deeper.
 func (g *guestRelay) unwind(depth int, at time.Time) {
-	for i := len(g.open) - 1; i >= 0 && g.open[i].depth >= max(depth, 1); i-- {
+	for i := len(g.open) - 1; i >= 0 && g.open[i].depth >= depth; i-- {
 		s := g.open[i]
 		s.span.End(trace.WithTimestamp(between(s.began, at, maxTime)))
 		g.open = g.open[:i]
@@ -271,7 +271,7 @@ func (g *guestRelay) innermost() *guestSpan {
 	return &g.root
 }
 
-func (g *guestRelay) enter(f relay.GuestFrame, at time.Time) bool {
+func (g *guestRelay) enter(f relay.GuestFrame, at time.Time) {
 	parent := g.innermost()
 	name := text(f.Text, maxSpanName)
 	if name == "" {
@@ -280,7 +280,6 @@ func (g *guestRelay) enter(f relay.GuestFrame, at time.Time) bool {
 	s := guestSpan{depth: f.Depth, began: between(parent.began, at, maxTime), bytes: len(name)}
 	s.ctx, s.span = start(parent.ctx, g.tracer, name, []trace.SpanStartOption{trace.WithTimestamp(s.began)})
 	g.open = append(g.open, s)
-	return true
 }
 
 // tags sets attributes: KEY:VALUE, separated by commas.
