@@ -23,7 +23,6 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	_ "google.golang.org/grpc/encoding/gzip" // is understood
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 )
@@ -59,6 +58,7 @@ type Span struct {
 	Status    string // the description of a failure
 	Links     []string
 	LinkTrace []string
+	LinkAttrs []map[string]string
 }
 
 // An Event is one of a span.
@@ -70,9 +70,10 @@ type Event struct {
 
 // A Request is one that brought spans or metrics.
 type Request struct {
-	Protocol string      // grpc or http/protobuf
-	Path     string      // of HTTP, or the method of gRPC
-	Header   http.Header // of HTTP, or the metadata of gRPC
+	Protocol string // grpc or http/protobuf
+	Path     string
+	Header   http.Header // with the metadata of gRPC
+	Client   string      // whom the client's certificate is for
 	Spans    int
 	Metrics  int
 }
@@ -138,7 +139,7 @@ func (c *Collector) Addr() string { return c.listener.Addr().String() }
 
 func (c *Collector) serve(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-		c.grpc.ServeHTTP(w, r)
+		c.grpc.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, newRequest("grpc", r))))
 		return
 	}
 	answer, err := c.post(r)
@@ -173,7 +174,7 @@ func (c *Collector) post(r *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	request := Request{Protocol: "http/protobuf", Path: r.URL.Path, Header: r.Header}
+	request := newRequest("http/protobuf", r)
 	if strings.Contains(r.URL.Path, "metrics") {
 		var m metricscollectorpb.ExportMetricsServiceRequest
 		if err := proto.Unmarshal(data, &m); err != nil {
@@ -190,14 +191,19 @@ func (c *Collector) post(r *http.Request) ([]byte, error) {
 	return proto.Marshal(&collectorpb.ExportTraceServiceResponse{})
 }
 
-// ofGRPC is the request of a call.
-func ofGRPC(ctx context.Context) Request {
-	r := Request{Protocol: "grpc", Header: http.Header{}}
-	r.Path, _ = grpc.Method(ctx)
-	md, _ := metadata.FromIncomingContext(ctx)
-	for k, v := range md {
-		r.Header[http.CanonicalHeaderKey(k)] = v
+func newRequest(protocol string, r *http.Request) Request {
+	out := Request{Protocol: protocol, Path: r.URL.Path, Header: r.Header}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		out.Client = r.TLS.PeerCertificates[0].Subject.CommonName
 	}
+	return out
+}
+
+// requestKey is where the context of a call has its request.
+type requestKey struct{}
+
+func ofGRPC(ctx context.Context) Request {
+	r, _ := ctx.Value(requestKey{}).(Request)
 	return r
 }
 
@@ -245,6 +251,7 @@ func span(resource map[string]string, s *tracepb.Span) Span {
 	for _, l := range s.Links {
 		out.Links = append(out.Links, hex.EncodeToString(l.SpanId))
 		out.LinkTrace = append(out.LinkTrace, hex.EncodeToString(l.TraceId))
+		out.LinkAttrs = append(out.LinkAttrs, attributes(l.Attributes))
 	}
 	return out
 }

@@ -68,8 +68,8 @@ const (
 // Enabled implements [logr.LogSink].
 func (*reporter) Enabled(level int) bool { return level <= levelInfo }
 
-// Info implements [logr.LogSink]. Of what happens in general only that is said which
-// is about a variable: then its name is a key.
+// Info implements [logr.LogSink]. Only that is said which is about variables: a
+// warning while they are read, or when the name of one is a key.
 func (r *reporter) Info(level int, msg string, kv ...any) {
 	for i := 0; i+1 < len(kv); i += 2 {
 		if name, ok := kv[i].(string); ok && strings.HasPrefix(name, "OTEL_") {
@@ -77,8 +77,11 @@ func (r *reporter) Info(level int, msg string, kv ...any) {
 			return
 		}
 	}
-	if level <= levelWarn {
-		r.Handle(errors.New(msg))
+	r.mu.Lock()
+	about := r.about
+	r.mu.Unlock()
+	if about != "" && level <= levelWarn {
+		r.report(variableError{about, errors.New(msg)})
 	}
 }
 

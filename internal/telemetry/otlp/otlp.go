@@ -56,6 +56,8 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		otel.SetErrorHandler(r)
 		otel.SetLogger(logr.New(r))
 		res := r.resource(shim)
+		// It has been read: the providers would read it once more, and complain again.
+		defer setenv(map[string]string{"OTEL_SERVICE_NAME": "", "OTEL_RESOURCE_ATTRIBUTES": ""})()
 		var p *sdktrace.TracerProvider
 		if err == nil {
 			p, err = r.tracerProvider(t, res)
@@ -103,8 +105,8 @@ func (r *reporter) resource(shim Shim) (res *resource.Resource) {
 }
 
 func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrace.TracerProvider, err error) {
-	var exporter *otlptrace.Exporter
-	err = r.exporting(t, func(c *tls.Config) (err error) {
+	var e *otlptrace.Exporter
+	load, err := r.exporting(t, func(c *tls.Config) (err error) {
 		var client otlptrace.Client
 		if t.protocol == protocolGRPC {
 			var opts []otlptracegrpc.Option
@@ -119,15 +121,16 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 			}
 			client = otlptracehttp.NewClient(opts...)
 		}
-		exporter, err = otlptrace.New(context.Background(), client)
+		e, err = otlptrace.New(context.Background(), client)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	defer setenv(r.batches())()
 	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
 		p = sdktrace.NewTracerProvider(
-			sdktrace.WithBatcher(exporter, r.batches()...),
+			sdktrace.WithBatcher(exporter{e, load}),
 			sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
 			sdktrace.WithResource(res),
 		)
@@ -135,23 +138,36 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	return p, nil
 }
 
-// batches has the SDK's own values for those variables that it would come to grief
-// over.
-func (r *reporter) batches() (opts []sdktrace.BatchSpanProcessorOption) {
-	const most = 1 << 20 // spans; of that many, room is made at once
-	for _, b := range []struct {
-		name string
-		max  int
-		own  sdktrace.BatchSpanProcessorOption
-	}{
-		{"OTEL_BSP_SCHEDULE_DELAY", math.MaxInt32, sdktrace.WithBatchTimeout(sdktrace.DefaultScheduleDelay * time.Millisecond)},
-		{"OTEL_BSP_MAX_QUEUE_SIZE", most, sdktrace.WithMaxQueueSize(sdktrace.DefaultMaxQueueSize)},
-		{"OTEL_BSP_MAX_EXPORT_BATCH_SIZE", most, sdktrace.WithMaxExportBatchSize(sdktrace.DefaultMaxExportBatchSize)},
+// An exporter of spans has what it needs loaded by the first export, which is
+// nobody's to wait for.
+type exporter struct {
+	sdktrace.SpanExporter
+	load func() error
+}
+
+// ExportSpans implements [sdktrace.SpanExporter].
+func (e exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	if err := e.load(); err != nil {
+		return err
+	}
+	return e.SpanExporter.ExportSpans(ctx, spans)
+}
+
+// batches are those variables that the SDK would come to grief over, as they are
+// to be instead: it makes room for as many spans as it is told, and a delay of 0 has
+// it run around in circles.
+func (r *reporter) batches() map[string]string {
+	const most = 1 << 20 // spans
+	change := map[string]string{}
+	for name, limit := range map[string]int{
+		"OTEL_BSP_SCHEDULE_DELAY":        math.MaxInt32, // ms
+		"OTEL_BSP_MAX_QUEUE_SIZE":        most,
+		"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": most,
 	} {
-		if n, err := strconv.Atoi(os.Getenv(b.name)); err == nil && (n < 1 || n > b.max) {
-			r.report(variableError{b.name, fmt.Errorf("%d is not from 1 to %d", n, b.max)})
-			opts = append(opts, b.own)
+		if n, err := strconv.Atoi(os.Getenv(name)); err == nil && (n < 1 || n > limit) {
+			r.report(variableError{name, fmt.Errorf("%d is not from 1 to %d", n, limit)})
+			change[name] = ""
 		}
 	}
-	return opts
+	return change
 }

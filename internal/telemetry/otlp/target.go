@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/regular"
 )
@@ -158,66 +159,81 @@ func variable(signal, key string) string {
 }
 
 // exporting calls f, which makes the exporter for t, in an environment that leads
-// it there. TLS is nil unless variables name files for it.
+// it there. The exporter is to have the configuration for TLS, where there is one,
+// and not to be used before load has returned nil: that reads the files for it.
 //
 // The exporters' own reading of the endpoint does not know host:port nor grpc://,
-// and takes the variable for insecure connections to go before a scheme. Of files
-// for TLS, it goes on without those that it cannot read.
-func (r *reporter) exporting(t *target, f func(*tls.Config) error) (err error) {
-	c, err := t.tls()
-	if err != nil {
-		return err
+// and takes the variable for insecure connections to go before a scheme. Files for
+// TLS it reads at once, even a FIFO, and goes on without those that it cannot read.
+func (r *reporter) exporting(t *target, f func(*tls.Config) error) (load func() error, err error) {
+	if name, v := lookup(t.signal, "COMPRESSION"); v != "" && v != "gzip" && v != "none" {
+		r.report(variableError{name, fmt.Errorf("%q is not one that the shim has: gzip or none", v)})
 	}
+	config, load := t.tls()
 	change := map[string]string{}
 	for _, key := range []string{"ENDPOINT", "PROTOCOL", "INSECURE", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"} {
 		change[variable("", key)], change[variable(t.signal, key)] = "", ""
 	}
 	change[t.variable] = t.endpoint
 	defer setenv(change)()
-	r.reading(variable("", "*"), func() { err = f(c) })
-	return err
+	r.reading(variable("", "*"), func() { err = f(config) })
+	return load, err
 }
 
-// tls is what the variables for TLS say, nil without any.
-func (t *target) tls() (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	read := func(key string) (name string, data []byte, err error) {
-		name, path := lookup(t.signal, key)
-		if path == "" || t.insecure {
-			return variable("", key), nil, nil
+// tls is what the variables for TLS say, nil when they say nothing. It is complete
+// once load has returned nil, which may be tried until it does.
+func (t *target) tls() (config *tls.Config, load func() error) {
+	rootsName, roots := lookup(t.signal, "CERTIFICATE")
+	certName, cert := lookup(t.signal, "CLIENT_CERTIFICATE")
+	keyName, key := lookup(t.signal, "CLIENT_KEY")
+	if t.insecure || roots == "" && cert == "" && key == "" {
+		return nil, func() error { return nil }
+	}
+	config = &tls.Config{MinVersion: tls.VersionTLS12}
+	var pair tls.Certificate
+	if roots != "" {
+		config.RootCAs = x509.NewCertPool() // the exporters copy the pointer
+	}
+	if cert != "" || key != "" {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	var mu sync.Mutex
+	loaded := false // guarded by mu, like what it is about
+	return config, func() (err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if loaded {
+			return nil
 		}
-		if data, err = regular.ReadFile(path, maxPEM); err != nil {
-			return name, nil, variableError{name, err}
+		defer func() { loaded = err == nil }()
+		if roots != "" {
+			data, err := regular.ReadFile(roots, maxPEM)
+			if err == nil && !config.RootCAs.AppendCertsFromPEM(data) {
+				err = fmt.Errorf("%s: no certificate in PEM", roots)
+			}
+			if err != nil {
+				return variableError{rootsName, err}
+			}
 		}
-		return name, data, nil
-	}
-	name, roots, err := read("CERTIFICATE")
-	if err != nil {
-		return nil, err
-	}
-	if roots != nil {
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(roots) {
-			return nil, variableError{name, errors.New("it has no certificate in PEM")}
+		switch {
+		case cert == "" && key == "":
+			return nil
+		case cert == "":
+			return variableError{keyName, errors.New("a key without a certificate")}
+		case key == "":
+			return variableError{certName, errors.New("a certificate without a key")}
 		}
-	}
-	certName, cert, err := read("CLIENT_CERTIFICATE")
-	if err != nil {
-		return nil, err
-	}
-	keyName, key, err := read("CLIENT_KEY")
-	if err != nil {
-		return nil, err
-	}
-	if cert != nil || key != nil {
-		pair, err := tls.X509KeyPair(cert, key)
+		certPEM, err := regular.ReadFile(cert, maxPEM)
 		if err != nil {
-			return nil, variableError{certName + ", " + keyName, err}
+			return variableError{certName, err}
 		}
-		c.Certificates = []tls.Certificate{pair}
+		keyPEM, err := regular.ReadFile(key, maxPEM)
+		if err != nil {
+			return variableError{keyName, err}
+		}
+		if pair, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
+			return variableError{certName + ", " + keyName, err}
+		}
+		return nil
 	}
-	if roots == nil && cert == nil {
-		return nil, nil
-	}
-	return c, nil
 }
