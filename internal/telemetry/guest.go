@@ -170,6 +170,7 @@ func (g *guestRelay) tell(run trace.Span) {
 	}
 	if n := g.own + g.theirs; n > 0 {
 		run.SetAttributes(GuestDropped.Int64(n))
+		spansLost(n)
 	}
 }
 
