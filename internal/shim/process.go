@@ -305,9 +305,10 @@ func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
-	if span.IsRecording() {
+	if span.SpanContext().IsValid() { // measured, be it sampled or not
 		if size, err := a.Size(); err == nil { // else the entry has just been dropped
 			span.SetAttributes(telemetry.CompiledSize.Int64(size))
+			telemetry.CacheLookup(ctx, a.Hit, id.Size, size)
 		}
 	}
 	return a.Dir, nil

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric/noop"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
@@ -18,29 +18,15 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
-// measured starts measuring. What it returns are the figures since then, each by the
+// figuresOf starts measuring. What it returns are the figures since then, each by the
 // name of the metric and the values of its attributes: a sum, or for a histogram how
 // many there were.
-func measured(t *testing.T) (figures func() map[string]int64, data func() map[string]metricdata.Metrics) {
+func figuresOf(t *testing.T) (figures func() map[string]int64, data func() map[string]metricdata.Metrics) {
 	t.Helper()
-	reader := sdkmetric.NewManualReader()
+	data = measured(t)
 	makeOnce.Do(func() {})
-	made = newInstruments(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)).Meter(scope))
+	made = newInstruments(otel.Meter(scope))
 	t.Cleanup(func() { made = newInstruments(noop.Meter{}) })
-	data = func() map[string]metricdata.Metrics {
-		t.Helper()
-		var rm metricdata.ResourceMetrics
-		if err := reader.Collect(context.Background(), &rm); err != nil {
-			t.Fatal(err)
-		}
-		all := map[string]metricdata.Metrics{}
-		for _, s := range rm.ScopeMetrics {
-			for _, m := range s.Metrics {
-				all[m.Name] = m
-			}
-		}
-		return all
-	}
 	figures = func() map[string]int64 {
 		t.Helper()
 		got := map[string]int64{}
@@ -90,7 +76,7 @@ func compare(t *testing.T, got, want map[string]int64) {
 func TestEveryStageIsMeasuredSampledOrNot(t *testing.T) {
 	for _, sampler := range []sdktrace.Sampler{sdktrace.AlwaysSample(), sdktrace.NeverSample()} {
 		t.Run(sampler.Description(), func(t *testing.T) {
-			figures, data := measured(t)
+			figures, data := figuresOf(t)
 			provider := sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler))
 			began := time.Now().Add(-time.Second)
 			ctx, _ := StartOperation(context.Background(), provider, TaskCreate)
@@ -125,7 +111,7 @@ func TestEveryStageIsMeasuredSampledOrNot(t *testing.T) {
 }
 
 func TestWithoutASpanNothingIsMeasured(t *testing.T) {
-	figures, _ := measured(t)
+	figures, _ := figuresOf(t)
 	_ = Stage(context.Background(), BundleLoad, func(context.Context) error { return nil })
 	compare(t, figures(), map[string]int64{})
 }
@@ -144,7 +130,7 @@ func TestTheContextOfAStageHasItsSpan(t *testing.T) {
 }
 
 func TestTheStartOfTheShimIsMeasured(t *testing.T) {
-	figures, data := measured(t)
+	figures, data := figuresOf(t)
 	bootInto(t, time.Now().Add(-3*time.Second), nil)
 	_, provider := newProvider()
 	StartShim(context.Background(), provider, time.Now())
@@ -159,7 +145,7 @@ func TestTheStartOfTheShimIsMeasured(t *testing.T) {
 }
 
 func TestStagesOfAnInstanceProcessAreMeasuredAndWhatIsNotInOrderIsCounted(t *testing.T) {
-	figures, _ := measured(t)
+	figures, _ := figuresOf(t)
 	rt := newRelayTest(t)
 	failed := rt.frame(ModuleLoad)
 	failed.Error, failed.ErrorType = "no", "one of very many"
@@ -177,7 +163,7 @@ func TestStagesOfAnInstanceProcessAreMeasuredAndWhatIsNotInOrderIsCounted(t *tes
 }
 
 func TestTheLookupsOfTheCacheAreCounted(t *testing.T) {
-	figures, data := measured(t)
+	figures, data := figuresOf(t)
 	CacheLookup(t.Context(), false, 100, 1000)
 	CacheLookup(t.Context(), true, 100, 1000)
 	CacheLookup(t.Context(), true, 200, 3000)
@@ -195,7 +181,7 @@ func TestTheLookupsOfTheCacheAreCounted(t *testing.T) {
 }
 
 func TestGuestsAreCountedWhileTheyRunAndByHowTheyEnd(t *testing.T) {
-	figures, data := measured(t)
+	figures, data := figuresOf(t)
 	sizes := []uint64{1 << 16, 1 << 20}
 	one := InstanceStarted(func() uint64 { return sizes[0] })
 	two := InstanceStarted(func() uint64 { return sizes[1] })
@@ -212,7 +198,7 @@ func TestGuestsAreCountedWhileTheyRunAndByHowTheyEnd(t *testing.T) {
 }
 
 func TestDroppedEventsAreCounted(t *testing.T) {
-	figures, _ := measured(t)
+	figures, _ := figuresOf(t)
 	EventLost()
 	EventLost()
 	compare(t, figures(), map[string]int64{EventDropped: 2})

@@ -54,6 +54,7 @@ type Relay struct {
 	run    trace.SpanContext // guarded by mu; valid once running is not nil
 	held   *relay.Frame      // guarded by mu; module.run, which waits for what its guest has sent
 	sent   map[string]bool   // guarded by mu; names of spans
+	ended  bool              // guarded by mu; the process has sent module.run
 	failed bool              // guarded by mu; the guest trapped, or could not be entered
 	// The guest was entered, and no module.run has come of it yet.
 	entered bool       // guarded by mu
@@ -218,6 +219,7 @@ func (r *Relay) emit(f relay.Frame) (ok bool) {
 		return false
 	}
 	r.sent[f.Name] = true
+	r.ended = r.ended || f.Name == ModuleRun
 	if f.Name == ModuleRun && r.guest != nil {
 		r.held = &f
 		return true
@@ -280,7 +282,7 @@ func (r *Relay) Ended() (ended, failed bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sent[ModuleRun], r.failed
+	return r.ended, r.failed
 }
 
 // between is t, or the end of the range that is nearer.
