@@ -61,7 +61,7 @@ func figuresOf(t *testing.T) (figures func() map[string]int64, data func() map[s
 // figure is the name of a metric and the values of attributes, in the order of their keys.
 func figure(name string, attrs []attribute.KeyValue) string {
 	for _, kv := range attrs {
-		name += " " + kv.Value.Emit()
+		name += " " + kv.Value.String()
 	}
 	return name
 }
