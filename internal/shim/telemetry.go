@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/containerd/log"
 	"go.opentelemetry.io/otel/trace"
@@ -33,5 +34,11 @@ func startTelemetry(id string) (provider trace.TracerProvider, shutdown func(con
 	for _, key := range unknown {
 		log.L.Warnf("%s: %s: nothing reads it", h.path, key)
 	}
-	return otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
+	provider, flush := otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
+	return provider, func(ctx context.Context) error {
+		if err := flush(ctx); err != nil {
+			report(fmt.Errorf("flush: %w", err)) // which is no failure of the shim
+		}
+		return nil
+	}
 }

@@ -8,9 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -24,6 +22,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
@@ -52,7 +51,7 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		if t == nil && err == nil {
 			return
 		}
-		r := &reporter{report: report}
+		r := &reporter{report: discreet(report)}
 		otel.SetErrorHandler(r)
 		otel.SetLogger(logr.New(r))
 		res := r.resource(shim)
@@ -107,7 +106,7 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	err = r.exporting(t, func(c *tls.Config) (err error) {
 		var client otlptrace.Client
 		if t.protocol == protocolGRPC {
-			var opts []otlptracegrpc.Option
+			opts := []otlptracegrpc.Option{otlptracegrpc.WithDialOption(grpc.WithConnectParams(reconnecting))}
 			if c != nil {
 				opts = append(opts, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(c)))
 			}
@@ -127,31 +126,10 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	}
 	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
 		p = sdktrace.NewTracerProvider(
-			sdktrace.WithBatcher(exporter, r.batches()...),
+			sdktrace.WithBatcher(exporter, batching(r.report)),
 			sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
 			sdktrace.WithResource(res),
 		)
 	})
 	return p, nil
-}
-
-// batches has the SDK's own values for those variables that it would come to grief
-// over.
-func (r *reporter) batches() (opts []sdktrace.BatchSpanProcessorOption) {
-	const most = 1 << 20 // spans; of that many, room is made at once
-	for _, b := range []struct {
-		name string
-		max  int
-		own  sdktrace.BatchSpanProcessorOption
-	}{
-		{"OTEL_BSP_SCHEDULE_DELAY", math.MaxInt32, sdktrace.WithBatchTimeout(sdktrace.DefaultScheduleDelay * time.Millisecond)},
-		{"OTEL_BSP_MAX_QUEUE_SIZE", most, sdktrace.WithMaxQueueSize(sdktrace.DefaultMaxQueueSize)},
-		{"OTEL_BSP_MAX_EXPORT_BATCH_SIZE", most, sdktrace.WithMaxExportBatchSize(sdktrace.DefaultMaxExportBatchSize)},
-	} {
-		if n, err := strconv.Atoi(os.Getenv(b.name)); err == nil && (n < 1 || n > b.max) {
-			r.report(variableError{b.name, fmt.Errorf("%d is not from 1 to %d", n, b.max)})
-			opts = append(opts, b.own)
-		}
-	}
-	return opts
 }
