@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log"
 	"os"
 	"sync"
 	"time"
@@ -54,6 +55,8 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		r := &reporter{report: discreet(report)}
 		otel.SetErrorHandler(r)
 		otel.SetLogger(logr.New(r))
+		log.SetFlags(0)
+		log.SetOutput(r)
 		res := r.resource(shim)
 		var p *sdktrace.TracerProvider
 		if err == nil {

@@ -1,10 +1,18 @@
 package otlp
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"log"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/hostile"
 )
 
 func TestWhatIsSaidOfAFailureHasNoSecretAndAnEnd(t *testing.T) {
@@ -36,5 +44,46 @@ func TestWhatIsSaidOfAFailureHasNoSecretAndAnEnd(t *testing.T) {
 	long := sayable("begin " + strings.Repeat("é", 1<<20) + " s3cret-two end")
 	if len(long) > 2*maxReport || !strings.HasPrefix(long, "begin") || !strings.HasSuffix(long, "[...] end") || !utf8.ValidString(long) {
 		t.Errorf("%d bytes: %.100s", len(long), long)
+	}
+}
+
+// Nothing of a collector goes to the standard error, not even by net/http, which
+// quotes one that speaks out of turn.
+func TestACollectorThatSpeaksOutOfTurnIsNotQuotedAtLength(t *testing.T) {
+	s, err := hostile.Raw(hostile.Garbage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var stderr bytes.Buffer
+	log.SetOutput(&stderr)
+	defer log.SetOutput(os.Stderr)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+s.Addr())
+	var mu sync.Mutex
+	var said []string
+	provider, shutdown := Setup(Shim{ID: "ns/id"}, nil, func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, err.Error())
+	})
+	for range 20 {
+		_, span := telemetry.StartOperation(t.Context(), provider, telemetry.TaskCreate)
+		span.End()
+		_ = provider.(interface{ ForceFlush(context.Context) error }).ForceFlush(t.Context()) // fails
+	}
+	_ = shutdown(t.Context()) // nothing is left
+	log.Print("of net/http")
+	mu.Lock()
+	defer mu.Unlock()
+	if stderr.Len() > 0 {
+		t.Errorf("on the standard error: %.200q", stderr.String())
+	}
+	if len(said) > 1 {
+		t.Errorf("%d lines in a minute", len(said))
+	}
+	for _, s := range said {
+		if len(s) > 2*maxReport {
+			t.Errorf("%d bytes are said", len(s))
+		}
 	}
 }
