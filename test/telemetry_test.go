@@ -371,6 +371,12 @@ func undisturbed(t *testing.T, n *node.Node, want outcomes) {
 	same(t, got, want)
 	gone(t, got.pids)
 	nothingMore(t, before, left)
+	brief(t, n, len(got.pids))
+}
+
+// brief holds the log to a few short lines for each shim, without a secret.
+func brief(t *testing.T, n *node.Node, shims int) {
+	t.Helper()
 	lines := shimLines(n)
 	for _, line := range lines {
 		if strings.Contains(line, token) {
@@ -380,10 +386,10 @@ func undisturbed(t *testing.T, n *node.Node, want outcomes) {
 			t.Errorf("a line of %d bytes in the log: %.1000s", len(line), line)
 		}
 	}
-	if len(lines) > 3*len(got.pids) {
-		t.Errorf("%d lines of the shims:\n%s", len(lines), strings.Join(lines, "\n"))
+	if len(lines) > 3*shims {
+		t.Errorf("%d lines of %d shims:\n%s", len(lines), shims, strings.Join(lines, "\n"))
 	}
-	t.Logf("%d lines of the shims, such as\n%.2000s", len(lines), strings.Join(lines[:min(2, len(lines))], "\n"))
+	t.Logf("%d lines of the shims:\n%.3000s", len(lines), strings.Join(lines[:min(3, len(lines))], "\n"))
 }
 
 // What a collector does is in containerd's log, so that an operator finds out why
@@ -391,32 +397,35 @@ func undisturbed(t *testing.T, n *node.Node, want outcomes) {
 func TestTheLogSaysWhatIsWrongWithACollector(t *testing.T) {
 	need(t)
 	for name, said := range map[string]map[string]string{
-		"absent":                          {"grpc": "connection refused", "http/protobuf": "connection refused"},
-		"no such name":                    {"grpc": "collector.invalid", "http/protobuf": "collector.invalid"},
-		"refuses":                         {"grpc": "PermissionDenied", "http/protobuf": "403 Forbidden"},
-		"accepts and hangs":               {"grpc": "deadline exceeded", "http/protobuf": "deadline exceeded"},
-		"says garbage without end":        {"grpc": "error reading server preface", "http/protobuf": "malformed HTTP response"},
-		"answers with a gibibyte":         {"grpc": "received message larger than max", "http/protobuf": "response body too large"},
-		"an expired certificate":          {"grpc": "certificate has expired", "http/protobuf": "certificate has expired"},
-		"an authority nobody knows":       {"grpc": "unknown authority", "http/protobuf": "unknown authority"},
-		"the authority's file is missing": {"grpc": "no such file", "http/protobuf": "no such file"},
-		"the authority's file is garbage": {"grpc": "OTEL_EXPORTER_OTLP_CERTIFICATE", "http/protobuf": "OTEL_EXPORTER_OTLP_CERTIFICATE"},
-		"the authority's file is a FIFO":  {"grpc": "not a regular file", "http/protobuf": "not a regular file"},
-		"no TLS where it should be":       {"grpc": "first record does not look like a TLS handshake", "http/protobuf": "server gave HTTP response to HTTPS client"},
+		"absent":       {"grpc": "connection refused", "http/protobuf": "connection refused"},
+		"no such name": {"http/protobuf": "collector.invalid"},
+		"refuses":      {"grpc": "PermissionDenied", "http/protobuf": "403 Forbidden"},
+		"refuses at length, with what it was sent": {"grpc": "PermissionDenied", "http/protobuf": "403 Forbidden"},
+		"accepts and hangs":                        {"grpc": "deadline exceeded", "http/protobuf": "deadline exceeded"},
+		"says garbage without end":                 {"grpc": "error reading server preface", "http/protobuf": "malformed HTTP response"},
+		"answers with a gibibyte":                  {"grpc": "received message larger than max", "http/protobuf": "response body too large"},
+		"an expired certificate":                   {"grpc": "certificate has expired", "http/protobuf": "certificate has expired"},
+		"an authority nobody knows":                {"grpc": "unknown authority", "http/protobuf": "unknown authority"},
+		"the authority's file is missing":          {"grpc": "no such file", "http/protobuf": "no such file"},
+		"the authority's file is garbage":          {"grpc": "OTEL_EXPORTER_OTLP_CERTIFICATE", "http/protobuf": "OTEL_EXPORTER_OTLP_CERTIFICATE"},
+		"the authority's file is a FIFO":           {"grpc": "not a regular file", "http/protobuf": "not a regular file"},
+		"no TLS where it should be":                {"grpc": "first record does not look like a TLS handshake", "http/protobuf": "server gave HTTP response to HTTPS client"},
 	} {
 		for protocol, want := range said {
 			t.Run(name+", "+protocol, func(t *testing.T) {
 				t.Parallel()
 				_, env := hostilities[name].start(t)
 				o := options()
-				o.ShimEnv = append(env, "OTEL_EXPORTER_OTLP_PROTOCOL="+protocol, "OTEL_BSP_SCHEDULE_DELAY=50", "OTEL_EXPORTER_OTLP_TIMEOUT=300")
+				o.ShimEnv = append(env, "OTEL_EXPORTER_OTLP_PROTOCOL="+protocol, "OTEL_BSP_SCHEDULE_DELAY=50", "OTEL_EXPORTER_OTLP_TIMEOUT=300", "OTEL_BSP_EXPORT_TIMEOUT=500",
+					"OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20"+token+",broken"+token)
 				n := newNode(t, o)
 				b := container(t, n, app(t, n, "spin.wasm"), args("/app.wasm"))
 				b.mustCreate(t)
 				b.mustStart(t)
 				if !soon(func() bool { return strings.Contains(strings.Join(shimLines(n), "\n"), want) }) {
-					t.Errorf("the log does not say %q:\n%s", want, strings.Join(shimLines(n), "\n"))
+					t.Errorf("the log does not say %q:\n%s", want, n.Log())
 				}
+				brief(t, n, 1)
 			})
 		}
 	}

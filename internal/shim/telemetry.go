@@ -22,17 +22,18 @@ func (h hostFile) traces() (on bool) {
 // startTelemetry starts the export of the telemetry of the shim with the given id,
 // see [otlp.Setup]. What is wrong with it is in the log, and of no consequence.
 func startTelemetry(id string) (provider trace.TracerProvider, shutdown func(context.Context) error) {
+	lines := log.L.WithFields(log.Fields{"runtime": RuntimeName, "shim": id})
 	report := func(err error) {
-		log.L.WithError(errors.New(errorText(err.Error()))).Warn("telemetry")
+		lines.WithError(errors.New(errorText(err.Error()))).Warn("telemetry")
 	}
 	h, _ := readHostFile() // Create says what is wrong with it
 	v, unknown, err := h.variables()
 	if err != nil {
-		log.L.WithError(err).Warn("telemetry is off")
+		lines.WithError(err).Warn("telemetry is off")
 		return nil, nil
 	}
 	for _, key := range unknown {
-		log.L.Warnf("%s: %s: nothing reads it", h.path, key)
+		lines.Warnf("%s: %s: nothing reads it", h.path, key)
 	}
 	provider, flush := otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
 	return provider, func(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,7 +165,7 @@ func Answer(w http.ResponseWriter, r *http.Request, grpcStatus, httpStatus int, 
 		_, _ = w.Write(make([]byte, 5)) // an empty message
 	}
 	w.Header().Set(http.TrailerPrefix+"Grpc-Status", fmt.Sprint(grpcStatus))
-	w.Header().Set(http.TrailerPrefix+"Grpc-Message", text)
+	w.Header().Set(http.TrailerPrefix+"Grpc-Message", url.PathEscape(text))
 }
 
 // Huge answers with size bytes.
