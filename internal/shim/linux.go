@@ -33,11 +33,11 @@ import (
 // the outbox, and its Shutdown is never called, for it knows only of its own
 // containers.
 type linux struct {
-	ctx    context.Context
 	outbox *outbox
 
 	start     func() (taskapi.TTRPCTaskService, error) // once
 	stop      shutdown.Service                         // of the embedded service alone
+	cancel    context.CancelFunc                       // of its context
 	forwarded chan struct{}                            // closed when it has sent its last event
 
 	mu      sync.Mutex
@@ -131,9 +131,13 @@ func (c *linuxContainer) Delete(ctx context.Context, r *taskapi.DeleteRequest) (
 
 func newLinux(ctx context.Context, o *outbox) *linux {
 	l := &linux{outbox: o, forwarded: make(chan struct{}), endings: map[string]*ending{}, runs: map[linuxProcess]*linuxRun{}}
-	l.ctx, l.stop = shutdown.WithShutdown(ctx)
+	_, l.stop = shutdown.WithShutdown(ctx)
+	// Not one of package shutdown, whose error is its own: the service's loop for OOM
+	// events ends with an error of package context only. It would spin, and log, for
+	// as long as the shim has yet to flush.
+	ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	l.start = sync.OnceValues(func() (taskapi.TTRPCTaskService, error) {
-		s, err := runctask.NewTaskService(l.ctx, (*publisher)(l), l.stop)
+		s, err := runctask.NewTaskService(ctx, (*publisher)(l), l.stop)
 		if err != nil {
 			return nil, fmt.Errorf("start the service for Linux containers: %w", err)
 		}
@@ -221,6 +225,7 @@ func (l *linux) close() error {
 	if started { // Publish wants the lock until then
 		<-l.forwarded
 	}
+	l.cancel()
 	return nil
 }
 

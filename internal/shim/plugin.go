@@ -74,6 +74,9 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	percent := debug.SetGCPercent(-1)
 	collect := time.AfterFunc(startTime, func() { debug.SetGCPercent(percent) })
 	ctx := ic.Context
+	if err := setLog(); err != nil {
+		return nil, err
+	}
 	sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
 	if err != nil {
 		return nil, err

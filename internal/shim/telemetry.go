@@ -25,24 +25,30 @@ func (h hostFile) traces() (on bool) {
 // see [otlp.Setup]; with guests, for what those make themselves too. What is wrong with
 // it is in the log, and of no consequence.
 func startTelemetry(id string) (provider trace.TracerProvider, guests bool, shutdown func(context.Context) error) {
+	lines := log.L.WithFields(log.Fields{"runtime": RuntimeName, "shim": id})
 	report := func(err error) {
-		log.L.WithError(errors.New(errorText(err.Error()))).Warn("telemetry")
+		lines.WithError(errors.New(errorText(err.Error()))).Warn("telemetry")
 	}
 	h, _ := readHostFile() // Create says what is wrong with it
 	v, unknown, err := h.variables()
 	if err != nil {
-		log.L.WithError(err).Warn("telemetry is off")
+		lines.WithError(err).Warn("telemetry is off")
 		return nil, false, nil
 	}
 	guests, more, err := h.observesGuests()
 	if err != nil {
-		log.L.WithError(err).Warn("telemetry of guests is off")
+		lines.WithError(err).Warn("telemetry of guests is off")
 	}
 	for _, key := range append(unknown, more...) {
-		log.L.Warnf("%s: %s: nothing reads it", h.path, key)
+		lines.Warnf("%s: %s: nothing reads it", h.path, key)
 	}
-	provider, shutdown = otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
-	return provider, guests, shutdown
+	provider, flush := otlp.Setup(otlp.Shim{ID: id, Version: Version()}, v, report)
+	return provider, guests, func(ctx context.Context) error {
+		if err := flush(ctx); err != nil {
+			report(fmt.Errorf("flush: %w", err)) // which is no failure of the shim
+		}
+		return nil
+	}
 }
 
 // guestSpans is the key of the host's file that switches off what guests make of spans,

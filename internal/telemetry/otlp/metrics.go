@@ -14,6 +14,7 @@ import (
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/resource"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
@@ -32,7 +33,7 @@ func (r *reporter) meterProvider(res *resource.Resource) (p *sdkmetric.MeterProv
 	var exporter sdkmetric.Exporter
 	load, err := r.exporting(t, func(c *tls.Config) (err error) {
 		if t.protocol == protocolGRPC {
-			var opts []otlpmetricgrpc.Option
+			opts := []otlpmetricgrpc.Option{otlpmetricgrpc.WithDialOption(grpc.WithConnectParams(reconnecting))}
 			if c != nil {
 				opts = append(opts, otlpmetricgrpc.WithTLSCredentials(credentials.NewTLS(c)))
 			}
@@ -67,7 +68,7 @@ const refusedTime = time.Hour
 type patientExporter struct {
 	sdkmetric.Exporter
 	load    func() error // what it needs, by the first export
-	refused time.Time // when the collector last said so; zero if it never has
+	refused time.Time    // when the collector last said so; zero if it never has
 }
 
 // Export implements [sdkmetric.Exporter].

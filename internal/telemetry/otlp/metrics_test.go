@@ -75,6 +75,9 @@ func lines(t *testing.T) *logtest.Hook {
 	return hook
 }
 
+// loaded is for an exporter that needs nothing.
+func loaded() error { return nil }
+
 func TestACollectorThatTakesNoMetricsIsAskedOnceInAnHour(t *testing.T) {
 	for name, exporter := range map[string]func(*requests, *testing.T) sdkmetric.Exporter{
 		"gRPC": (*requests).grpc, "HTTP": (*requests).http,
@@ -82,7 +85,7 @@ func TestACollectorThatTakesNoMetricsIsAskedOnceInAnHour(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var asked requests
 			hook := lines(t)
-			e := &patientExporter{Exporter: exporter(&asked, t)}
+			e := &patientExporter{Exporter: exporter(&asked, t), load: loaded}
 			for range 3 {
 				if err := e.Export(t.Context(), &metricdata.ResourceMetrics{}); err != nil {
 					t.Errorf("got %v, want it to be said once, in the log", err)
@@ -110,7 +113,7 @@ func TestWhatElseGoesWrongIsAnError(t *testing.T) {
 	for _, code := range []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusInternalServerError} {
 		var asked requests
 		hook := lines(t)
-		e := &patientExporter{Exporter: asked.answer(t, code)}
+		e := &patientExporter{Exporter: asked.answer(t, code), load: loaded}
 		for range 2 {
 			if err := e.Export(t.Context(), &metricdata.ResourceMetrics{}); err == nil {
 				t.Errorf("%d: got no error", code)
@@ -124,7 +127,7 @@ func TestWhatElseGoesWrongIsAnError(t *testing.T) {
 		}
 	}
 	var down requests
-	e := &patientExporter{Exporter: down.answer(t, http.StatusOK)}
+	e := &patientExporter{Exporter: down.answer(t, http.StatusOK), load: loaded}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
 	defer cancel()
 	if err := e.Export(ctx, &metricdata.ResourceMetrics{}); err == nil {

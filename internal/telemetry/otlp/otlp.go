@@ -8,9 +8,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math"
+	"log"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
@@ -52,9 +52,11 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		if t == nil && err == nil {
 			return
 		}
-		r := &reporter{report: report}
+		r := &reporter{report: discreet(report)}
 		otel.SetErrorHandler(r)
 		otel.SetLogger(logr.New(r))
+		log.SetFlags(0)
+		log.SetOutput(r)
 		res := r.resource(shim)
 		// It has been read: the providers would read it once more, and complain again.
 		defer setenv(map[string]string{"OTEL_SERVICE_NAME": "", "OTEL_RESOURCE_ATTRIBUTES": ""})()
@@ -72,7 +74,12 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 			report(fmt.Errorf("metrics are off: %w", err))
 		case m != nil:
 			otel.SetMeterProvider(m)
-			stop = append(stop, m.Shutdown)
+			stop = append(stop, func(ctx context.Context) error {
+				if err := m.Shutdown(ctx); err != nil {
+					r.Handle(err) // of its last export, like that of spans
+				}
+				return nil
+			})
 		}
 		r.reading("OTEL_PROPAGATORS", func() { otel.SetTextMapPropagator(autoprop.NewTextMapPropagator()) })
 	})
@@ -116,7 +123,7 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	load, err := r.exporting(t, func(c *tls.Config) (err error) {
 		var client otlptrace.Client
 		if t.protocol == protocolGRPC {
-			var opts []otlptracegrpc.Option
+			opts := []otlptracegrpc.Option{otlptracegrpc.WithDialOption(grpc.WithConnectParams(reconnecting))}
 			if c != nil {
 				opts = append(opts, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(c)))
 			}
@@ -134,7 +141,7 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	if err != nil {
 		return nil, err
 	}
-	defer setenv(r.batches())()
+	defer setenv(batching(r.report))()
 	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
 		p = sdktrace.NewTracerProvider(
 			sdktrace.WithBatcher(exporter{e, load}),
@@ -158,23 +165,4 @@ func (e exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan
 		return err
 	}
 	return e.SpanExporter.ExportSpans(ctx, spans)
-}
-
-// batches are those variables that the SDK would come to grief over, as they are
-// to be instead: it makes room for as many spans as it is told, and a delay of 0 has
-// it run around in circles.
-func (r *reporter) batches() map[string]string {
-	const most = 1 << 20 // spans
-	change := map[string]string{}
-	for name, limit := range map[string]int{
-		"OTEL_BSP_SCHEDULE_DELAY":        math.MaxInt32, // ms
-		"OTEL_BSP_MAX_QUEUE_SIZE":        most,
-		"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": most,
-	} {
-		if n, err := strconv.Atoi(os.Getenv(name)); err == nil && (n < 1 || n > limit) {
-			r.report(variableError{name, fmt.Errorf("%d is not from 1 to %d", n, limit)})
-			change[name] = ""
-		}
-	}
-	return change
 }
