@@ -106,7 +106,7 @@ func (r *reporter) resource(shim Shim) (res *resource.Resource) {
 
 func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrace.TracerProvider, err error) {
 	var e *otlptrace.Exporter
-	load, err := r.exporting(t, func(c *tls.Config) (err error) {
+	err = r.exporting(t, func(c *tls.Config) (err error) {
 		var client otlptrace.Client
 		if t.protocol == protocolGRPC {
 			var opts []otlptracegrpc.Option
@@ -130,7 +130,7 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	defer setenv(r.batches())()
 	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
 		p = sdktrace.NewTracerProvider(
-			sdktrace.WithBatcher(exporter{e, load}),
+			sdktrace.WithBatcher(exporter{e, t.load}),
 			sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
 			sdktrace.WithResource(res),
 		)
