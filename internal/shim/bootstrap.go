@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	_ "github.com/containerd-shim-wazero/containerd-shim-wazero/internal/quiet" // a `start` is
 )
 
 const (

@@ -120,7 +120,7 @@ func (r *reporter) resource(shim Shim) (res *resource.Resource) {
 
 func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrace.TracerProvider, err error) {
 	var e *otlptrace.Exporter
-	load, err := r.exporting(t, func(c *tls.Config) (err error) {
+	err = r.exporting(t, func(c *tls.Config) (err error) {
 		var client otlptrace.Client
 		if t.protocol == protocolGRPC {
 			opts := []otlptracegrpc.Option{otlptracegrpc.WithDialOption(grpc.WithConnectParams(reconnecting))}
@@ -144,7 +144,7 @@ func (r *reporter) tracerProvider(t *target, res *resource.Resource) (p *sdktrac
 	defer setenv(batching(r.report))()
 	r.reading("OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG", func() {
 		p = sdktrace.NewTracerProvider(
-			sdktrace.WithBatcher(exporter{e, load}),
+			sdktrace.WithBatcher(exporter{e, t.load}),
 			sdktrace.WithIDGenerator(telemetry.IDGenerator{}),
 			sdktrace.WithResource(res),
 		)

@@ -36,6 +36,9 @@ type target struct {
 	insecure bool   // without TLS
 	variable string // the one that names the endpoint
 	endpoint string // as the exporters understand it
+
+	// load reads the files for TLS, unless it has; set once there is an exporter.
+	load func() error
 }
 
 // A variableError says what is wrong with a variable. Its text has nothing of
@@ -160,16 +163,17 @@ func variable(signal, key string) string {
 
 // exporting calls f, which makes the exporter for t, in an environment that leads
 // it there. The exporter is to have the configuration for TLS, where there is one,
-// and not to be used before load has returned nil: that reads the files for it.
+// and not to be used before t.load has returned nil.
 //
 // The exporters' own reading of the endpoint does not know host:port nor grpc://,
 // and takes the variable for insecure connections to go before a scheme. Files for
 // TLS it reads at once, even a FIFO, and goes on without those that it cannot read.
-func (r *reporter) exporting(t *target, f func(*tls.Config) error) (load func() error, err error) {
+func (r *reporter) exporting(t *target, f func(*tls.Config) error) (err error) {
 	if name, v := lookup(t.signal, "COMPRESSION"); v != "" && v != "gzip" && v != "none" {
 		r.report(variableError{name, fmt.Errorf("%q is not one that the shim has: gzip or none", v)})
 	}
-	config, load := t.tls()
+	var config *tls.Config
+	config, t.load = t.tls()
 	change := map[string]string{}
 	for _, key := range []string{"ENDPOINT", "PROTOCOL", "INSECURE", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"} {
 		change[variable("", key)], change[variable(t.signal, key)] = "", ""
@@ -177,7 +181,7 @@ func (r *reporter) exporting(t *target, f func(*tls.Config) error) (load func() 
 	change[t.variable] = t.endpoint
 	defer setenv(change)()
 	r.reading(variable("", "*"), func() { err = f(config) })
-	return load, err
+	return err
 }
 
 // tls is what the variables for TLS say, nil when they say nothing. It is complete

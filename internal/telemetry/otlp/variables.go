@@ -14,9 +14,6 @@ import (
 // before those of the environment.
 type Variables map[string]string
 
-// own are keys of the table that are no variables.
-const own = "guest_"
-
 // known are the variables that something here reads.
 var known = `^OTEL_(` +
 	`EXPORTER_OTLP_((TRACES|METRICS)_)?(ENDPOINT|PROTOCOL|HEADERS|TIMEOUT|COMPRESSION|INSECURE|CERTIFICATE|CLIENT_KEY|CLIENT_CERTIFICATE)|` +
@@ -40,9 +37,6 @@ func NewVariables(table any) (_ Variables, unknown []string, err error) {
 	v := Variables{}
 	reads := regexp.MustCompile(known)
 	for key, val := range keys {
-		if strings.HasPrefix(key, own) {
-			continue
-		}
 		name := "OTEL_" + strings.ToUpper(key)
 		if strings.ContainsAny(name, "=\x00") {
 			return nil, nil, fmt.Errorf("telemetry.%q: no name of a variable", key)

@@ -553,7 +553,6 @@ func TestTheTableOfTheHostsFile(t *testing.T) {
 		}, nil, ""},
 		{"in upper case", table{"SERVICE_NAME": "x"}, Variables{"OTEL_SERVICE_NAME": "x"}, nil, ""},
 		{"what nothing reads", table{"service_nme": "x", "otel_service_name": "y"}, Variables{"OTEL_SERVICE_NME": "x", "OTEL_OTEL_SERVICE_NAME": "y"}, []string{"telemetry.otel_service_name", "telemetry.service_nme"}, ""},
-		{"our own", table{"guest_spans": true}, Variables{}, nil, ""},
 		{"no table", "http://h:1", nil, nil, "telemetry: "},
 		{"a list", table{"propagators": []any{"b3"}}, nil, nil, "telemetry.propagators: "},
 		{"a table in it", table{"traces": table{}}, nil, nil, "telemetry.traces: "},
