@@ -14,7 +14,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/jaeger"
 )
 
-const title = "A container's life: the client's call, containerd, the shim, the guest"
+const title = "From a client's call to the guest's exit code"
 
 func main() {
 	log.SetFlags(0)
