@@ -123,33 +123,6 @@ func (s stored) find(service, name string) (found collector.Span) {
 	return found
 }
 
-// above are the spans between one and its root, nearest first, as SERVICE NAME.
-func (s stored) above(span collector.Span) (names []string) {
-	for {
-		i := slices.IndexFunc(s.spans, func(p collector.Span) bool { return p.ID == span.Parent })
-		if i < 0 || len(names) > len(s.spans) {
-			return names
-		}
-		span = s.spans[i]
-		names = append(names, span.Service+" "+span.Name)
-	}
-}
-
-// orphan is a span whose parent is not there, or empty: containerd and the client
-// send theirs at times of their own.
-func (s stored) orphan() string {
-	ids := map[string]bool{"": true}
-	for _, span := range s.spans {
-		ids[span.ID] = true
-	}
-	for _, span := range s.spans {
-		if !ids[span.Parent] {
-			return span.Name
-		}
-	}
-	return ""
-}
-
 // ask waits until Jaeger finds a container's trace, by the attributes of its
 // task.create, and the trace has all that is asked for.
 func ask(t *testing.T, j *jaeger.Jaeger, id string, whole func(stored) bool) (s stored) {
@@ -162,13 +135,13 @@ func ask(t *testing.T, j *jaeger.Jaeger, id string, whole func(stored) bool) (s 
 			t.Fatal(err)
 		}
 		for _, data := range traces {
-			if s = read(t, data); s.byName["task.create"].Attrs["container.id"] == id && s.orphan() == "" && whole(s) {
+			if s = read(t, data); s.byName["task.create"].Attrs["container.id"] == id && len(collector.Orphans(s.spans)) == 0 && whole(s) {
 				return s
 			}
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("Jaeger has %d traces of %s, none whole, such as one with the parent of %q missing:\n%s", len(traces), id, s.orphan(), collector.Tree(s.spans))
+			t.Fatalf("Jaeger has %d traces of %s, none whole, such as one with the parents of %q missing:\n%s", len(traces), id, collector.Orphans(s.spans), collector.Tree(s.spans))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -244,7 +217,7 @@ func checkLife(t *testing.T, s stored, b *box, cold bool) {
 		if span.TraceID != client.TraceID {
 			t.Errorf("%s is in trace %s, want %s", span.Name, span.TraceID, client.TraceID)
 		}
-		if up := s.above(span); span.ID != client.ID && (len(up) == 0 || up[len(up)-1] != "client run") {
+		if up := collector.Above(s.spans, span); span.ID != client.ID && (len(up) == 0 || up[len(up)-1] != "client run") {
 			t.Errorf("%s %s is below %q, want the client's span at the top", span.Service, span.Name, up)
 		}
 	}
@@ -254,7 +227,7 @@ func checkLife(t *testing.T, s stored, b *box, cold bool) {
 	} {
 		call := "containerd.services.tasks.v1.Tasks/" + calls[0]
 		want := []string{"containerd containerd.task.v3.Task/" + calls[0], "containerd " + call, "client " + call, "client " + calls[1], "client run"}
-		if up := s.above(s.byName[name]); !slices.Equal(up, want) {
+		if up := collector.Above(s.spans, s.byName[name]); !slices.Equal(up, want) {
 			t.Errorf("%s is below %q, want %q", name, up, want)
 		}
 	}
@@ -353,7 +326,7 @@ func TestJaegerHasTheLinksBetweenTraces(t *testing.T) {
 		return !slices.ContainsFunc(collector.Life, func(name string) bool { return s.byName[name].ID == "" })
 	})
 	checkTree(t, s.byName, id)
-	if up := s.above(s.byName["task.create"]); !slices.Equal(up, []string{"containerd containerd.task.v3.Task/Create", "containerd containerd.services.tasks.v1.Tasks/Create"}) {
+	if up := collector.Above(s.spans, s.byName["task.create"]); !slices.Equal(up, []string{"containerd containerd.task.v3.Task/Create", "containerd containerd.services.tasks.v1.Tasks/Create"}) {
 		t.Errorf("task.create is below %q", up)
 	}
 	start := s.byName["task.start"]
@@ -370,7 +343,7 @@ func TestJaegerHasTheLinksBetweenTraces(t *testing.T) {
 	if theirs.ID != start.Links[i] || !slices.Contains(theirs.Links, start.ID) || !slices.Contains(theirs.LinkTrace, start.TraceID) {
 		t.Errorf("links: %v of %v, and back %v of %v", start.Links, start.LinkTrace, theirs.Links, theirs.LinkTrace)
 	}
-	if up := other.above(theirs); !slices.Contains(up, "containerd containerd.services.tasks.v1.Tasks/Start") {
+	if up := collector.Above(other.spans, theirs); !slices.Contains(up, "containerd containerd.services.tasks.v1.Tasks/Start") {
 		t.Errorf("the caller's task.start is below %q", up)
 	}
 }
