@@ -312,6 +312,37 @@ func TestJaegerHasExecsAndLinuxContainers(t *testing.T) {
 	}
 }
 
+// The collector that docs/telemetry.md sets up hands on what it gets.
+func TestJaegerHasWhatTheCollectorOfTheDocumentationHandsOn(t *testing.T) {
+	j := useJaeger(t)
+	page, err := os.ReadFile("../docs/telemetry.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(page), "```yaml\nreceivers:")
+	configuration, _, closed := strings.Cut("receivers:"+rest, "```")
+	if !ok || !closed {
+		t.Fatal("docs/telemetry.md has no collector's configuration")
+	}
+	c, err := jaeger.StartCollector(t.Context(), filepath.Join(bin(), "jaeger"), configuration, j.GRPC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for scheme, endpoint := range map[string]string{"http/protobuf": c.HTTP, "grpc": c.GRPC} {
+		n := newNode(t, options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL="+scheme, "OTEL_BSP_SCHEDULE_DELAY=200"))
+		b, _ := run(t, n, app(t, n, "hello.wasm"), args("/app.wasm"))
+		s := ask(t, j, b.ID(), func(s stored) bool {
+			return !slices.ContainsFunc(collector.Life, func(name string) bool { return s.byName[name].ID == "" })
+		})
+		checkTree(t, s.byName, b.ID())
+	}
+}
+
 // ctr sends no context: its calls are traces of containerd's, linked both ways with
 // the container's.
 func TestJaegerHasTheLinksBetweenTraces(t *testing.T) {

@@ -1,5 +1,6 @@
 // Package jaeger runs a real Jaeger that keeps traces in memory, and asks it for
-// them, for the tests and the picture of the documentation.
+// them, for the tests and the picture of the documentation. Jaeger is an
+// OpenTelemetry collector, and can be run as that, too.
 package jaeger
 
 import (
@@ -27,15 +28,28 @@ var config string
 // A Jaeger is a running one.
 type Jaeger struct {
 	GRPC, HTTP string // where it takes OTLP, host:port
-	Query      string // where it answers, host:port
+	Query      string // where it answers, host:port; of a collector empty
 	cmd        *exec.Cmd
 	done       chan struct{} // closed when its log has ended
 }
 
 // Start runs the program at path, on loopback ports of its own, until Close.
-func Start(ctx context.Context, path string) (_ *Jaeger, err error) {
-	j := &Jaeger{cmd: exec.Command(path, "--config=yaml:"+config), done: make(chan struct{})}
-	j.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+func Start(ctx context.Context, path string) (*Jaeger, error) {
+	return start(ctx, exec.Command(path, "--config=yaml:"+config))
+}
+
+// StartCollector runs the program at path as what it is made of, an OpenTelemetry
+// collector, with the given configuration: its receiver and its exporter have to be
+// called otlp. It takes what comes on ports of its own, and its exporter sends it to
+// the address to.
+func StartCollector(ctx context.Context, path, configuration, to string) (*Jaeger, error) {
+	return start(ctx, exec.Command(path, "--config=yaml:"+configuration,
+		"--set=receivers.otlp.protocols.grpc.endpoint=127.0.0.1:0", "--set=receivers.otlp.protocols.http.endpoint=127.0.0.1:0",
+		"--set=exporters.otlp.endpoint="+to, "--set=service.telemetry.metrics.level=none", "--set=service.telemetry.logs.encoding=json"))
+}
+
+func start(ctx context.Context, cmd *exec.Cmd) (_ *Jaeger, err error) {
+	j := &Jaeger{cmd: cmd, done: make(chan struct{})}
 	logs, err := j.cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -84,7 +98,7 @@ func (j *Jaeger) addresses(logs io.Reader) error {
 		case line.Msg == "Starting HTTP server" && line.Component == "otlp":
 			j.HTTP = line.Endpoint
 		case strings.HasPrefix(line.Msg, "Everything is ready"):
-			if j.Query == "" || j.GRPC == "" || j.HTTP == "" {
+			if j.GRPC == "" || j.HTTP == "" {
 				return fmt.Errorf("Jaeger does not say where it listens:\n%s", strings.Join(tail, "\n"))
 			}
 			return nil

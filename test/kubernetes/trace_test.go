@@ -3,11 +3,16 @@ package kubernetes
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 )
@@ -72,5 +77,43 @@ func TestTheTraceOfAPodBeginsInTheKubelet(t *testing.T) {
 	sandbox := slices.IndexFunc(trace, func(s collector.Span) bool { return s.Name == "task.create" && s.ID != create.ID })
 	if sandbox < 0 || !slices.Contains(collector.Above(trace, trace[sandbox]), "kubelet runtime.v1.RuntimeService/RunPodSandbox") {
 		t.Errorf("no task.create of the pod's own container:\n%s", collector.Tree(trace))
+	}
+}
+
+// What docs/telemetry.md would have in the cluster is what an API server takes.
+func TestTheManifestsOfTheDocumentationAreTaken(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/telemetry.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```yaml\napiVersion: v1\n")
+	manifests, _, _ := strings.Cut("apiVersion: v1\n"+rest, "```")
+	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	dry := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict}
+	var kinds []string
+	for _, manifest := range strings.Split(manifests, "---\n") {
+		object, _, err := strict.Decode([]byte(manifest), nil, nil)
+		if err != nil {
+			t.Fatalf("%v:\n%s", err, manifest)
+		}
+		switch o := object.(type) {
+		case *corev1.Namespace:
+			kinds = append(kinds, "Namespace "+o.Name)
+			_, err = api.CoreV1().Namespaces().Create(t.Context(), o, dry)
+		case *appsv1.DaemonSet:
+			kinds = append(kinds, "DaemonSet "+o.Name)
+			// Its namespace is not there, as nothing was made.
+			o.Namespace = metav1.NamespaceDefault
+			_, err = api.AppsV1().DaemonSets(o.Namespace).Create(t.Context(), o, dry)
+		default:
+			t.Errorf("%T", o)
+		}
+		if err != nil {
+			t.Errorf("%v:\n%s", err, manifest)
+		}
+	}
+	if want := []string{"Namespace telemetry", "DaemonSet collector"}; !slices.Equal(kinds, want) {
+		t.Errorf("manifests of %q, want %q", kinds, want)
 	}
 }
