@@ -182,7 +182,7 @@ wabt clang rust cc busybox seccomp:
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-picture: build $(containerd) bin/jaeger guests ## trace a container to Jaeger, and draw that trace for the documentation; needs root
+picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a container to Jaeger, and draw that trace for the documentation; needs root
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 

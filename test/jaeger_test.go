@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,11 +178,7 @@ func TestJaegerHasTheWholeLifeOfAContainer(t *testing.T) {
 				}
 				b.delete(t)
 				end()
-				want := collector.Life
-				if run == "cold" {
-					want = append(slices.Clone(want), "module.compile")
-				}
-				s := ask(t, j, b.ID(), has(want...))
+				s := ask(t, j, b.ID(), has(collector.Life...))
 				checkLife(t, s, b, run == "cold")
 				if name := os.Getenv(traceEnv); name != "" && protocol == "grpc" && run == "warm" {
 					if err := os.WriteFile(name, s.json, 0o644); err != nil {
@@ -236,11 +233,11 @@ func checkLife(t *testing.T, s stored, b *box, cold bool) {
 			t.Errorf("%s has the exit code %q", name, code)
 		}
 	}
-	if hit := s.byName["module.resolve"].Attrs["wasm.cache.hit"]; (hit == "false") != cold || (hit == "true") == cold {
+	if hit := s.byName["module.compile"].Attrs["wasm.cache.hit"]; hit != strconv.FormatBool(!cold) {
 		t.Errorf("wasm.cache.hit is %q, cold %t", hit, cold)
 	}
-	if compile, resolve := s.byName["module.compile"], s.byName["module.resolve"]; cold && compile.Parent != resolve.ID {
-		t.Errorf("module.compile is below %s, want module.resolve", compile.Parent)
+	if id := s.byName["task.create"].Resource["service.instance.id"]; id != node.Namespace+"/"+b.ID() {
+		t.Errorf("service.instance.id is %q", id)
 	}
 }
 

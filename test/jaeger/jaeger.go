@@ -185,8 +185,9 @@ func (j *Jaeger) get(ctx context.Context, path string, query url.Values) (json.R
 	return answer.Data, nil
 }
 
-// Spans reads a trace as Jaeger writes it. What it calls tags are attributes; the
-// status of a span, and that it failed, are among them, and are taken from there.
+// Spans reads a trace as Jaeger writes it, with times to a microsecond. What it calls
+// tags are attributes; the status of a span, and that it failed, are among them, and
+// are taken from there. Its logs are events.
 func Spans(trace []byte) ([]collector.Span, error) {
 	var t struct {
 		Spans []struct {
@@ -194,8 +195,15 @@ func Spans(trace []byte) ([]collector.Span, error) {
 			StartTime, Duration                       int64 // µs
 			References                                []struct{ RefType, TraceID, SpanID string }
 			Tags                                      []tag
+			Logs                                      []struct {
+				Timestamp int64 // µs
+				Fields    []tag
+			}
 		}
-		Processes map[string]struct{ ServiceName string }
+		Processes map[string]struct {
+			ServiceName string
+			Tags        []tag
+		}
 	}
 	if err := json.Unmarshal(trace, &t); err != nil {
 		return nil, fmt.Errorf("a trace of Jaeger's: %w", err)
@@ -204,7 +212,8 @@ func Spans(trace []byte) ([]collector.Span, error) {
 	for _, s := range t.Spans {
 		span := collector.Span{
 			Service: t.Processes[s.ProcessID].ServiceName, Name: s.OperationName, TraceID: s.TraceID, ID: s.SpanID,
-			Start: time.UnixMicro(s.StartTime), End: time.UnixMicro(s.StartTime + s.Duration), Attrs: map[string]string{},
+			Start: time.UnixMicro(s.StartTime), End: time.UnixMicro(s.StartTime + s.Duration),
+			Attrs: attributes(s.Tags), Resource: attributes(t.Processes[s.ProcessID].Tags),
 		}
 		for _, r := range s.References {
 			if r.RefType == "CHILD_OF" {
@@ -213,8 +222,11 @@ func Spans(trace []byte) ([]collector.Span, error) {
 				span.Links, span.LinkTrace = append(span.Links, r.SpanID), append(span.LinkTrace, r.TraceID)
 			}
 		}
-		for _, tag := range s.Tags {
-			span.Attrs[tag.Key] = fmt.Sprint(tag.Value)
+		for _, l := range s.Logs {
+			fields := attributes(l.Fields)
+			e := collector.Event{Name: fields["event"], At: time.UnixMicro(l.Timestamp), Attrs: fields}
+			delete(fields, "event")
+			span.Events = append(span.Events, e)
 		}
 		span.Failed, span.Status = span.Attrs["error"] == "true", span.Attrs["otel.status_description"]
 		for _, key := range []string{"error", "otel.status_code", "otel.status_description"} {
@@ -223,6 +235,14 @@ func Spans(trace []byte) ([]collector.Span, error) {
 		spans = append(spans, span)
 	}
 	return spans, nil
+}
+
+func attributes(tags []tag) map[string]string {
+	m := make(map[string]string, len(tags))
+	for _, t := range tags {
+		m[t.Key] = string(t.Value)
+	}
+	return m
 }
 
 // A tag is a typed value; numbers are kept as they are written.
