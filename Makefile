@@ -74,6 +74,9 @@ bin/systemd: tools/cgroup2/systemd-root
 test-kubernetes: build $(containerd) bin/runc $(cni) $(kubernetes) guests ## run pods on a real kubelet, with etcd and the API server; needs root
 	cd test/kubernetes && $(GO) vet . && $(GO) test -count=1 -timeout 20m -parallel 8 $(TEST_FLAGS) .
 
+test-jaeger: build $(containerd) bin/runc bin/jaeger guests ## run containers traced to a real Jaeger, and ask that; needs root
+	cd test && TEST_ROOT=1 TEST_JAEGER=1 $(GO) test -count=1 -timeout 10m $(TEST_FLAGS) -run Jaeger .
+
 # By number, not by time: when a time is over Go 1.26 may call that a failure
 # (golang/go#75804).
 fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for each reader
@@ -113,6 +116,9 @@ bin/etcd: tools/kubernetes/go.mod tools/kubernetes/go.sum
 bin/kube-apiserver bin/kubelet: tools/kubernetes/go.mod tools/kubernetes/go.sum
 	cd tools/kubernetes && CGO_ENABLED=0 $(GO) build -trimpath -o ../../bin/ \
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/$(@F)
+
+bin/jaeger: tools/jaeger/go.mod tools/jaeger/go.sum
+	cd tools/jaeger && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/jaegertracing/jaeger/cmd/jaeger
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../bin/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -176,5 +182,9 @@ wabt clang rust cc busybox seccomp:
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
 	@$(GO) run ./test/demo -bin bin >bin/transcript && tools/transcript README.md bin/transcript
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes transcript fuzz bench lint clean guests wabt clang rust cc busybox seccomp
+picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a container to Jaeger, and draw that trace for the documentation; needs root
+	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
+	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
+
+.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
 .DEFAULT_GOAL := help

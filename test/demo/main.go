@@ -114,9 +114,9 @@ func life(ctx context.Context, c *collector.Collector, id string, want []string)
 
 // whole tells what a trace lacks: a span, or the parent of one.
 func whole(spans []collector.Span, want []string) error {
-	have, ids := map[string]bool{}, map[string]bool{"": true}
+	have := map[string]bool{}
 	for _, s := range spans {
-		have[s.Name], ids[s.ID] = true, true
+		have[s.Name] = true
 	}
 	var errs []error
 	for _, name := range want {
@@ -124,10 +124,8 @@ func whole(spans []collector.Span, want []string) error {
 			errs = append(errs, fmt.Errorf("the trace has no %s", name))
 		}
 	}
-	for _, s := range spans {
-		if !ids[s.Parent] {
-			errs = append(errs, fmt.Errorf("the trace has no parent of %s (%s)", s.Name, s.Service))
-		}
+	for _, name := range collector.Orphans(spans) {
+		errs = append(errs, fmt.Errorf("the trace has no parent of %s", name))
 	}
 	return errors.Join(errs...)
 }

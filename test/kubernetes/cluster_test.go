@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
@@ -51,6 +52,7 @@ const (
 // The cluster that all tests share.
 var (
 	machine *node.Node
+	spans   *collector.Collector // of all that is traced: the kubelet, containerd, the shims
 	api     *kubernetes.Clientset
 	config  *rest.Config
 	dir     string
@@ -65,6 +67,9 @@ func inside(m *testing.M, folder string) (_ int, err error) {
 	defer func() {
 		if machine != nil {
 			err = errors.Join(err, machine.Close())
+		}
+		if spans != nil {
+			spans.Close()
 		}
 	}()
 	if err := start(ctx); err != nil {
@@ -134,7 +139,11 @@ func start(ctx context.Context) error {
 		shim = dir
 	}
 	var err error
-	if machine, err = node.Start(ctx, node.Options{Bin: bin(), Shim: shim, CRI: true}); err != nil {
+	if spans, err = collector.Start(); err != nil {
+		return err
+	}
+	env := []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + spans.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"}
+	if machine, err = node.Start(ctx, node.Options{Bin: bin(), Shim: shim, CRI: true, Env: env}); err != nil {
 		return err
 	}
 	if err := images(ctx); err != nil {
@@ -272,6 +281,7 @@ func kubelet(ctx context.Context) error {
 		"containerRuntimeEndpoint": "unix://" + machine.Address(),
 		"cgroupRoot":               cgroupRoot(dir), "cgroupDriver": "cgroupfs", "failCgroupV1": false,
 		"failSwapOn": false, "evictionHard": never, "imageGCHighThresholdPercent": 100,
+		"tracing": map[string]any{"endpoint": spans.Addr(), "samplingRatePerMillion": 1_000_000},
 		// Nobody else is on this network.
 		"authentication":         map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":          map[string]any{"mode": "AlwaysAllow"},
