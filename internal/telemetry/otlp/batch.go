@@ -26,8 +26,8 @@ var limits = []limit{
 	{"OTEL_BSP_EXPORT_TIMEOUT", sdktrace.DefaultExportTimeout, 3_600_000}, // ms
 }
 
-// batching are those variables of the queue whose values cannot be taken, and what is
-// taken instead; report is told.
+// batching are the variables of the queue, as their values are taken. Report is told
+// of those that cannot be taken as they are.
 func batching(report func(error)) map[string]string {
 	change := map[string]string{}
 	for _, l := range limits {
@@ -42,8 +42,8 @@ func batching(report func(error)) map[string]string {
 		}
 		if err != nil || taken != n {
 			report(variableError{l.name, fmt.Errorf("not a number from 1 to %d: %d is taken", l.max, taken)})
-			change[l.name] = strconv.Itoa(taken)
 		}
+		change[l.name] = strconv.Itoa(taken) // without blanks, which the SDK does not take
 	}
 	return change
 }

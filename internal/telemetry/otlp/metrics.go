@@ -31,7 +31,7 @@ func (r *reporter) meterProvider(res *resource.Resource) (p *sdkmetric.MeterProv
 		return nil, err
 	}
 	var exporter sdkmetric.Exporter
-	load, err := r.exporting(t, func(c *tls.Config) (err error) {
+	err = r.exporting(t, func(c *tls.Config) (err error) {
 		if t.protocol == protocolGRPC {
 			opts := []otlpmetricgrpc.Option{otlpmetricgrpc.WithDialOption(grpc.WithConnectParams(reconnecting))}
 			if c != nil {
@@ -52,7 +52,7 @@ func (r *reporter) meterProvider(res *resource.Resource) (p *sdkmetric.MeterProv
 	}
 	r.reading("OTEL_METRIC_EXPORT_INTERVAL, OTEL_METRIC_EXPORT_TIMEOUT", func() {
 		p = sdkmetric.NewMeterProvider(
-			sdkmetric.WithReader(sdkmetric.NewPeriodicReader(&patientExporter{Exporter: exporter, load: load})),
+			sdkmetric.WithReader(sdkmetric.NewPeriodicReader(&patientExporter{Exporter: exporter, load: t.load})),
 			sdkmetric.WithResource(res),
 		)
 	})

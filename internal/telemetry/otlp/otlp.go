@@ -75,9 +75,11 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		case m != nil:
 			otel.SetMeterProvider(m)
 			stop = append(stop, func(ctx context.Context) error {
-				if err := m.Shutdown(ctx); err != nil {
-					r.Handle(err) // of its last export, like that of spans
+				err := m.Shutdown(ctx)
+				if err == nil || ctx.Err() != nil {
+					return err
 				}
+				r.Handle(err) // of its last export, like that of spans
 				return nil
 			})
 		}
