@@ -137,6 +137,7 @@ func TestEveryHookAndItsLoggerAreInTheTraceOfAContainer(t *testing.T) {
 	if got, want := spans["logger.start"].Attrs["process.executable.path"], filepath.Join(bin(), "logger"); got != want {
 		t.Errorf("the logger is %q, want %q", got, want)
 	}
+	p.close(t)
 }
 
 func TestAModuleThatIsMountedIsKnownAsSuch(t *testing.T) {
@@ -148,6 +149,7 @@ func TestAModuleThatIsMountedIsKnownAsSuch(t *testing.T) {
 	if got := trace(t, c, m.id, "module.resolve")["module.resolve"].Attrs; got["wasm.module.source"] != "mount" || got["wasm.module.path"] != "/v/trap.wasm" {
 		t.Errorf("module.resolve: %v", got)
 	}
+	p.close(t)
 }
 
 // The start of the shim is in the first one's trace only, and what the first one's
@@ -417,6 +419,7 @@ func TestACompilationBySomebodyElseIsWaitedForInTheTrace(t *testing.T) {
 	if !slices.Equal(hits, []string{"false", "true"}) || !slices.Equal(waits, []string{"true"}) {
 		t.Errorf("hits %v, those that waited %v", hits, waits)
 	}
+	p.close(t)
 }
 
 func TestWhatEndedAGuestIsAnEventOfItsRun(t *testing.T) {
@@ -580,6 +583,10 @@ func TestAShimThatIsKilledLeavesNoOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-waited
+	if got := deleteBinary(t, p.node, m.id, m.bundle); got.ExitStatus != 137 {
+		t.Errorf("delete: %v", got)
+	}
+	_ = os.Remove(strings.TrimPrefix(p.address, "unix://")) // it could not do that; the container's `delete` does not know it
 	trace(t, c, m.id, "shim.start", "task.create", "bundle.load", "module.start", "task.start", "task.exec")
 	if got := orphans(c); len(got) > 0 {
 		t.Errorf("without their parents: %v\n%s", got, collector.Tree(c.Spans()))

@@ -245,6 +245,7 @@ func (p *child) kill(sig unix.Signal) error {
 	if terminates(sig) {
 		deliver = unix.SIGKILL
 	}
+	at := time.Now() // before the end that it may be
 	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), deliver, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("process %d has exited: %w", p.pid, errdefs.ErrNotFound)
@@ -256,7 +257,7 @@ func (p *child) kill(sig unix.Signal) error {
 		p.signal = sig
 	}
 	if p.relay != nil && sig != 0 && len(p.kills) < maxKills {
-		p.kills = append(p.kills, telemetry.NewEvent(telemetry.EventKill, time.Now(), telemetry.KillSignal.Int(int(sig))))
+		p.kills = append(p.kills, telemetry.NewEvent(telemetry.EventKill, at, telemetry.KillSignal.Int(int(sig))))
 	}
 	return nil
 }
