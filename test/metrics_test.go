@@ -10,6 +10,7 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/oci"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
@@ -214,6 +215,29 @@ func TestWhatAShimMeasuresOfItsContainers(t *testing.T) {
 			"wasm.instance.count": 1, "wasm.instance.exits zero": 3, "wasm.stage.duration task.exec": 3, "wasm.stage.duration task.start": 4,
 			"wasm.memory.peak": 3,
 		})
+	})
+	t.Run("a pod", func(t *testing.T) {
+		group := newID(t)
+		grouped := oci.WithAnnotations(map[string]string{groupAnnotation: group})
+		spin := app(t, n, "spin.wasm")
+		var of []*box
+		for range 2 {
+			b := container(t, n, spin, args("/app.wasm"), grouped)
+			b.mustCreate(t)
+			b.mustStart(t)
+			of = append(of, b)
+		}
+		shim := of[0].ID() // which the group's shim has been started for
+		measures(t, c, shim, map[string]float64{
+			"wasm.instance.count": 2, "wasm.stage.duration task.create": 2, "wasm.stage.duration shim.start": 1,
+		})
+		for i, b := range of {
+			if err := b.task.Kill(b.ctx, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			b.exit(t)
+			measures(t, c, shim, map[string]float64{"wasm.instance.count": float64(1 - i), "wasm.instance.exits signal": float64(i + 1)})
+		}
 	})
 	t.Run("Linux", func(t *testing.T) {
 		b, _ := run(t, n, image(t, n, "linux", node.Program("hello", guest(t, "hello-static"))), args("/hello"))
