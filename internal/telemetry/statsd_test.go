@@ -10,6 +10,9 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
 // measured has what guests record from now on end up in the function that is returned.
@@ -113,4 +116,24 @@ func FuzzStatsd(f *testing.F) {
 		var m guestMetrics
 		m.record(context.Background(), message)
 	})
+}
+
+// Also of a guest whose trace is not sampled.
+func TestAMetricThatAGuestSendsIsRecorded(t *testing.T) {
+	for name, flags := range map[string]trace.TraceFlags{"sampled": trace.FlagsSampled, "not sampled": 0} {
+		t.Run(name, func(t *testing.T) {
+			collect := measured(t)
+			gt := newGuestTest(t)
+			ctx := WithAttributes(context.Background(), ContainerID.String("c"), ContainerName.String("n"), K8SPodName.String("p"), ExecID.String("e"))
+			gt.Run(trace.ContextWithSpanContext(ctx, gt.start.SpanContext().WithTraceFlags(flags)))
+			gt.say(t, relay.GuestFrame{Call: relay.Metric, Level: statsd, Text: "items:3|c|#lang:go"}, relay.GuestFrame{Call: relay.Metric, Level: 2, Text: "other:3|c"})
+			gt.ended()
+			want := attribute.NewSet(ContainerID.String("c"), K8SPodName.String("p"), attribute.String("lang", "go"))
+			got := collect()
+			items, _ := got["items"].Data.(metricdata.Sum[float64])
+			if p := items.DataPoints; len(got) != 1 || len(p) != 1 || p[0].Value != 3 || !p[0].Attributes.Equals(&want) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
 }

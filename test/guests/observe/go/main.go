@@ -1,7 +1,7 @@
 // Command observed makes what its twins in C and Rust make as well: two spans, a log in
 // each place there is for one, and a metric. Or, as its arguments say:
 //
-//	spans N   N spans, and prints how long that took
+//	spans N   N spans; prints how many, and on standard error how long that took
 //	hold      a span, which does not end
 package main
 
@@ -25,7 +25,8 @@ func main() {
 		for range n {
 			observe.Span("one of many")()
 		}
-		fmt.Println(n, "spans:", time.Since(began).Nanoseconds(), "ns")
+		fmt.Fprintln(os.Stderr, time.Since(began).Nanoseconds(), "ns")
+		fmt.Println(n, "spans")
 	case len(os.Args) == 2 && os.Args[1] == "hold":
 		observe.Span("held")
 		fmt.Println("holding")
