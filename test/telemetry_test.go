@@ -755,3 +755,38 @@ func TestAShimWhoseCollectorHangsDoesNotGrow(t *testing.T) {
 	// 4 KiB; a connection may be on its way, with what gRPC has for it.
 	livesLong(t, newNode(t, options()), size{memory: 18 << 10, descriptors: 2, goroutines: 8})
 }
+
+// Nor those of a guest that makes as many as it can: see also
+// TestTenThousandSpansOfAGuestAreInNobodysWay.
+func TestTenThousandSpansOfAGuestAndACollectorThatHangs(t *testing.T) {
+	need(t)
+	o := options()
+	o.ShimEnv = append(hang(t), "OTEL_BSP_SCHEDULE_DELAY=50")
+	n := newNode(t, o)
+	img := app(t, n, "observe-go.wasm")
+	grouped := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})
+	stays := container(t, n, img, args("/app.wasm", "hold"), grouped)
+	stays.mustCreate(t)
+	stays.mustStart(t)
+	shim := shimPID(t, n, stays.ID())
+	rss := residentKiB(t, shim)
+	for range 3 {
+		began := time.Now()
+		b, status := run(t, n, img, args("/app.wasm", "spans", "10000"), grouped)
+		if took := time.Since(began); status != 0 || took > lifeTime || !strings.HasPrefix(b.stdout.String(), "10000 spans: ") || b.stderr.String() != "" {
+			t.Errorf("status %d after %v, %q, %q", status, took, b.stdout, b.stderr)
+		}
+	}
+	if got := residentKiB(t, shim); got > rss+16<<10 {
+		t.Errorf("the shim has grown from %d to %d KiB", rss, got)
+	}
+	if err := stays.task.Kill(stays.ctx, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := stays.exit(t); status != 143 {
+		t.Errorf("exit status %d", status)
+	}
+	stays.delete(t)
+	gone(t, []int{shim})
+	brief(t, n, 1)
+}
