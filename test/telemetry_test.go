@@ -81,6 +81,7 @@ func lives(t *testing.T, n *node.Node) outcomes {
 	t.Helper()
 	img := image(t, n, "lives", node.Regular("app.wasm", guest(t, "probe.wasm")), node.Regular("hello.wasm", guest(t, "hello.wasm")),
 		node.Regular("trap.wasm", guest(t, "trap.wasm")), node.Program("hello", guest(t, "hello-static")))
+	run(t, n, img, args("/app.wasm")) // compiled from now on
 	group := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})
 	boxes := map[string]*box{
 		"exit":   container(t, n, img, args("/app.wasm", "args", "stderr", "burst", "300000", "exit", "3")),
@@ -305,12 +306,15 @@ var hostilities = map[string]hostility{
 		hostile.Answer(w, r, 14, http.StatusServiceUnavailable, "later")
 	})},
 	"accepts and hangs":           {start: tcp(hostile.Silent)},
-	"speaks HTTP/2 and hangs":     {start: tcp(hostile.Settled), protocols: []string{"grpc"}},
+	"speaks HTTP 2 and hangs":     {start: tcp(hostile.Settled), protocols: []string{"grpc"}},
 	"takes the request and hangs": {start: web(hostile.Slow(time.Hour))},
 	"slow":                        {start: web(hostile.Slow(5 * time.Second))},
 	"says garbage without end":    {start: tcp(hostile.Garbage)},
 	"has headers without end":     {start: tcp(hostile.Headers)},
 	"answers with a gibibyte":     {start: web(hostile.Huge(1 << 30))},
+	"speaks HTTP 1 only":          {protocols: []string{"grpc"}, start: serve(func() (*hostile.Server, error) { return hostile.HTTP1(hostile.Slow(0)) })},
+	"has no such service":         {protocols: []string{"grpc"}, start: serve(hostile.GRPC)},
+	"speaks gRPC only":            {protocols: []string{"http/protobuf"}, start: serve(hostile.GRPC)},
 	"redirects for ever": {start: web(func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
 	})},
@@ -404,6 +408,10 @@ func TestTheLogSaysWhatIsWrongWithACollector(t *testing.T) {
 		"accepts and hangs":                        {"grpc": "deadline exceeded", "http/protobuf": "deadline exceeded"},
 		"says garbage without end":                 {"grpc": "error reading server preface", "http/protobuf": "malformed HTTP response"},
 		"answers with a gibibyte":                  {"grpc": "received message larger than max", "http/protobuf": "response body too large"},
+		"speaks HTTP 1 only":                       {"grpc": "looked like an HTTP/1.1 header"},
+		"speaks gRPC only":                         {"http/protobuf": "malformed HTTP response"},
+		"TLS where it should not be":               {"grpc": "error reading server preface"},
+		"has no such service":                      {"grpc": "Unimplemented"},
 		"an expired certificate":                   {"grpc": "certificate has expired", "http/protobuf": "certificate has expired"},
 		"an authority nobody knows":                {"grpc": "unknown authority", "http/protobuf": "unknown authority"},
 		"the authority's file is missing":          {"grpc": "no such file", "http/protobuf": "no such file"},
