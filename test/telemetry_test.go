@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,6 +79,7 @@ func lives(t *testing.T, n *node.Node) outcomes {
 	t.Helper()
 	img := image(t, n, "lives", node.Regular("app.wasm", guest(t, "probe.wasm")), node.Regular("hello.wasm", guest(t, "hello.wasm")),
 		node.Regular("trap.wasm", guest(t, "trap.wasm")), node.Program("hello", guest(t, "hello-static")))
+	run(t, n, img, args("/app.wasm")) // compiled from now on
 	group := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})
 	boxes := map[string]*box{
 		"exit":   container(t, n, img, args("/app.wasm", "args", "stderr", "burst", "300000", "exit", "3")),
@@ -220,121 +219,6 @@ func shimLines(n *node.Node) (lines []string) {
 	return lines
 }
 
-// A hostility is a collector, and how a shim is told of it.
-type hostility struct {
-	// start starts the collector. Env may have it that the protocol is another.
-	start func(t *testing.T) (*hostile.Server, []string)
-	// away says that nobody can see whether a shim came by.
-	away bool
-	// protocols are the ones to try, both where it is nil.
-	protocols []string
-}
-
-func serve(make func() (*hostile.Server, error)) func(t *testing.T) (*hostile.Server, []string) {
-	return func(t *testing.T) (*hostile.Server, []string) {
-		t.Helper()
-		s, err := make()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Close)
-		return s, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + s.Addr()}
-	}
-}
-
-func tcp(f func(net.Conn)) func(t *testing.T) (*hostile.Server, []string) {
-	return serve(func() (*hostile.Server, error) { return hostile.Raw(f) })
-}
-
-func web(f http.HandlerFunc) func(t *testing.T) (*hostile.Server, []string) {
-	return serve(func() (*hostile.Server, error) { return hostile.HTTP(nil, f) })
-}
-
-// secure is a server with TLS that is all right but for its certificate, or ours.
-func secure(until time.Duration, authority func(t *testing.T, pem []byte) string) func(t *testing.T) (*hostile.Server, []string) {
-	return func(t *testing.T) (*hostile.Server, []string) {
-		t.Helper()
-		pem, config, err := hostile.Certificate(time.Now().Add(until))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := hostile.HTTP(config, hostile.Slow(0))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Close)
-		env := []string{"OTEL_EXPORTER_OTLP_ENDPOINT=https://" + s.Addr()}
-		if path := authority(t, pem); path != "" {
-			env = append(env, "OTEL_EXPORTER_OTLP_CERTIFICATE="+path)
-		}
-		return s, env
-	}
-}
-
-func pemFile(t *testing.T, data []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-var hostilities = map[string]hostility{
-	"absent": {away: true, start: serve(func() (*hostile.Server, error) {
-		s, err := hostile.Raw(hostile.Silent)
-		if err == nil {
-			s.Close() // nothing listens there now
-		}
-		return s, err
-	})},
-	"swallows packets": {away: true, start: serve(hostile.Full)},
-	"no such name": {away: true, start: func(*testing.T) (*hostile.Server, []string) {
-		return nil, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://collector.invalid:4317"}
-	}},
-	"resets": {start: tcp(hostile.Reset)},
-	"refuses": {start: web(func(w http.ResponseWriter, r *http.Request) {
-		hostile.Answer(w, r, 7, http.StatusForbidden, "permission denied")
-	})},
-	"refuses at length, with what it was sent": {start: web(func(w http.ResponseWriter, r *http.Request) {
-		said := fmt.Sprintf("\x1b[31m%v", r.Header)
-		hostile.Answer(w, r, 7, http.StatusForbidden, said+strings.Repeat("no ", 100_000)+said)
-	})},
-	"has no time": {start: web(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Retry-After", "3600")
-		hostile.Answer(w, r, 14, http.StatusServiceUnavailable, "later")
-	})},
-	"accepts and hangs":           {start: tcp(hostile.Silent)},
-	"speaks HTTP/2 and hangs":     {start: tcp(hostile.Settled), protocols: []string{"grpc"}},
-	"takes the request and hangs": {start: web(hostile.Slow(time.Hour))},
-	"slow":                        {start: web(hostile.Slow(5 * time.Second))},
-	"says garbage without end":    {start: tcp(hostile.Garbage)},
-	"has headers without end":     {start: tcp(hostile.Headers)},
-	"answers with a gibibyte":     {start: web(hostile.Huge(1 << 30))},
-	"redirects for ever": {start: web(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
-	})},
-	"an expired certificate":          {start: secure(-time.Hour, pemFile)},
-	"an authority nobody knows":       {start: secure(time.Hour, func(*testing.T, []byte) string { return "" })},
-	"the authority's file is missing": {away: true, start: secure(time.Hour, func(*testing.T, []byte) string { return "/nowhere/ca.pem" })},
-	"the authority's file is garbage": {away: true, start: secure(time.Hour, func(t *testing.T, _ []byte) string { return pemFile(t, []byte("garbage\n")) })},
-	"the authority's file is a FIFO": {away: true, start: secure(time.Hour, func(t *testing.T, _ []byte) string {
-		path := filepath.Join(t.TempDir(), "ca.pem")
-		if err := syscall.Mkfifo(path, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	})},
-	"no TLS where it should be": {start: func(t *testing.T) (*hostile.Server, []string) {
-		s, _ := web(hostile.Slow(0))(t)
-		return s, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=https://" + s.Addr()}
-	}},
-	"TLS where it should not be": {start: func(t *testing.T) (*hostile.Server, []string) {
-		s, _ := secure(time.Hour, pemFile)(t)
-		return s, []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + s.Addr()}
-	}},
-}
-
 // A collector may do what it wants.
 func TestACollectorIsNeverInTheWay(t *testing.T) {
 	need(t)
@@ -404,6 +288,10 @@ func TestTheLogSaysWhatIsWrongWithACollector(t *testing.T) {
 		"accepts and hangs":                        {"grpc": "deadline exceeded", "http/protobuf": "deadline exceeded"},
 		"says garbage without end":                 {"grpc": "error reading server preface", "http/protobuf": "malformed HTTP response"},
 		"answers with a gibibyte":                  {"grpc": "received message larger than max", "http/protobuf": "response body too large"},
+		"speaks HTTP 1 only":                       {"grpc": "looked like an HTTP/1.1 header"},
+		"speaks gRPC only":                         {"http/protobuf": "malformed HTTP response"},
+		"TLS where it should not be":               {"grpc": "error reading server preface"},
+		"has no such service":                      {"grpc": "Unimplemented"},
 		"an expired certificate":                   {"grpc": "certificate has expired", "http/protobuf": "certificate has expired"},
 		"an authority nobody knows":                {"grpc": "unknown authority", "http/protobuf": "unknown authority"},
 		"the authority's file is missing":          {"grpc": "no such file", "http/protobuf": "no such file"},
@@ -754,4 +642,39 @@ func TestAShimWhoseCollectorHangsDoesNotGrow(t *testing.T) {
 	// 8 MiB as without telemetry, and a full queue: 2048 spans and a batch of 512, of
 	// 4 KiB; a connection may be on its way, with what gRPC has for it.
 	livesLong(t, newNode(t, options()), size{memory: 18 << 10, descriptors: 2, goroutines: 8})
+}
+
+// Nor those of a guest that makes as many as it can: see also
+// TestTenThousandSpansOfAGuestAreInNobodysWay.
+func TestTenThousandSpansOfAGuestAndACollectorThatHangs(t *testing.T) {
+	need(t)
+	o := options()
+	o.ShimEnv = append(hang(t), "OTEL_BSP_SCHEDULE_DELAY=50")
+	n := newNode(t, o)
+	img := app(t, n, "observe-go.wasm")
+	grouped := oci.WithAnnotations(map[string]string{groupAnnotation: newID(t)})
+	stays := container(t, n, img, args("/app.wasm", "hold"), grouped)
+	stays.mustCreate(t)
+	stays.mustStart(t)
+	shim := shimPID(t, n, stays.ID())
+	rss := residentKiB(t, shim)
+	for range 3 {
+		began := time.Now()
+		b, status := run(t, n, img, args("/app.wasm", "spans", "10000"), grouped)
+		if took := time.Since(began); status != 0 || took > lifeTime || !strings.HasPrefix(b.stdout.String(), "10000 spans: ") || b.stderr.String() != "" {
+			t.Errorf("status %d after %v, %q, %q", status, took, b.stdout, b.stderr)
+		}
+	}
+	if got := residentKiB(t, shim); got > rss+16<<10 {
+		t.Errorf("the shim has grown from %d to %d KiB", rss, got)
+	}
+	if err := stays.task.Kill(stays.ctx, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status := stays.exit(t); status != 143 {
+		t.Errorf("exit status %d", status)
+	}
+	stays.delete(t)
+	gone(t, []int{shim})
+	brief(t, n, 1)
 }

@@ -47,18 +47,31 @@ func main() {
 	tasks := flag.Int("tasks", 60, "containers of each kind for each throughput figure")
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
 	only := flag.String("only", "", "run only the contenders whose name contains this, beside the first")
+	traced := flag.Int("telemetry", 100, "containers of each kind to see what telemetry costs")
+	collect := flag.Bool("collect", false, "be the collector, until the standard input ends")
 	flag.Parse()
-	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *only); err != nil {
+	if *collect {
+		if err := serve(); err != nil {
+			log.Fatal("bench: collector: ", err)
+		}
+		return
+	}
+	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *traced, *only); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func run(ctx context.Context, bin, guests string, rounds, tasks int, only string) (err error) {
+func run(ctx context.Context, bin, guests string, rounds, tasks, traced int, only string) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
 	}
-	n, err := node.Start(ctx, node.Options{Bin: bin, Shim: bin})
+	host, err := newHostFile()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.remove()) }()
+	n, err := node.Start(ctx, node.Options{Bin: bin, Shim: bin, Env: []string{host.env()}})
 	if err != nil {
 		return err
 	}
@@ -119,6 +132,10 @@ func run(ctx context.Context, bin, guests string, rounds, tasks int, only string
 	}
 	fmt.Printf("\nwhat the walls cost, with them and without\n\n")
 	if err := byTurns(ctx, n.Client, walled, rounds, "w"); err != nil {
+		return err
+	}
+	fmt.Printf("\nwhat telemetry costs: %d containers of each kind, by turns; milliseconds, and what it is over none\n\n", traced)
+	if err := telemetry(ctx, n.Client, walled[0], host, traced); err != nil {
 		return err
 	}
 	fmt.Printf("\ntasks per second, create to delete, %d each\n\n", tasks)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // A Server is one of them, on a loopback port.
@@ -115,17 +116,62 @@ func Headers(c net.Conn) {
 
 // HTTP is a server of HTTP/1 and 2, with TLS when there is a configuration.
 func HTTP(config *tls.Config, f http.HandlerFunc) (*Server, error) {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(config != nil)
+	protocols.SetUnencryptedHTTP2(config == nil)
+	return web(config, &protocols, f)
+}
+
+// HTTP1 is a server of HTTP/1 only, and so not of gRPC.
+func HTTP1(f http.HandlerFunc) (*Server, error) {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return web(nil, &protocols, f)
+}
+
+// GRPC is a real server of gRPC, without a service.
+func GRPC() (*Server, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{listener: l}
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(config != nil)
-	protocols.SetUnencryptedHTTP2(config == nil)
+	server := grpc.NewServer()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(counted{l, s}) // until it is stopped
+	}()
+	s.close = func() {
+		server.Stop()
+		<-done
+	}
+	return s, nil
+}
+
+// counted is a listener of a server, which counts.
+type counted struct {
+	net.Listener
+	server *Server
+}
+
+func (c counted) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err == nil {
+		c.server.accepted.Add(1)
+	}
+	return conn, err
+}
+
+func web(config *tls.Config, protocols *http.Protocols, f http.HandlerFunc) (*Server, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{listener: l}
 	server := &http.Server{
-		Handler: f, Protocols: &protocols, TLSConfig: config, ReadHeaderTimeout: time.Minute,
+		Handler: f, Protocols: protocols, TLSConfig: config, ReadHeaderTimeout: time.Minute,
 		ErrorLog: log.New(io.Discard, "", 0),
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			if state == http.StateNew {
@@ -149,13 +195,13 @@ func HTTP(config *tls.Config, f http.HandlerFunc) (*Server, error) {
 	return s, nil
 }
 
-func grpc(r *http.Request) bool { return r.ProtoMajor == 2 }
+func isGRPC(r *http.Request) bool { return r.ProtoMajor == 2 }
 
 // Answer answers an export in its own protocol: with a status of gRPC or of HTTP,
 // and a text about it.
 func Answer(w http.ResponseWriter, r *http.Request, grpcStatus, httpStatus int, text string) {
 	_, _ = io.Copy(io.Discard, r.Body)
-	if !grpc(r) {
+	if !isGRPC(r) {
 		w.WriteHeader(httpStatus)
 		_, _ = io.WriteString(w, text)
 		return
@@ -173,7 +219,7 @@ func Huge(size int64) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/x-protobuf")
-		if grpc(r) {
+		if isGRPC(r) {
 			w.Header().Set("Content-Type", "application/grpc")
 			_, _ = w.Write([]byte{0, byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)})
 		}
