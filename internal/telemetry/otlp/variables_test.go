@@ -314,6 +314,9 @@ func TestWhatAVariableSaysTheReceiverSees(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
+				if _, ok := row.env["METRICS_EXPORTER"]; !ok {
+					row.env["METRICS_EXPORTER"] = "none"
+				}
 				values, others := row.env.variables(strings.NewReplacer(
 					"ADDR", c.Addr(), "ROOTS", files.Roots, "CERT", files.Certificate, "KEY", files.Key, "EMPTY", empty))
 				var vars Variables
@@ -396,6 +399,7 @@ func TestAnExportIsGivenUpInTime(t *testing.T) {
 				})
 				values, _ := e.variables(strings.NewReplacer())
 				values["OTEL_BSP_SCHEDULE_DELAY"] = "1"
+				values["OTEL_METRICS_EXPORTER"] = "none"
 				values["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
 				values["OTEL_EXPORTER_OTLP_PROTOCOL"] = protocol
 				var said reports
@@ -454,7 +458,7 @@ func TestNoMoreSpansAreHeldThanTheQueueHasRoomFor(t *testing.T) {
 		spans.Add(int32(len(request.ResourceSpans[0].ScopeSpans[0].Spans)))
 	})
 	var said reports
-	provider, shutdown := Setup(Shim{}, Variables{"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_MAX_QUEUE_SIZE": "2"}, said.add)
+	provider, shutdown := Setup(Shim{}, Variables{"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_MAX_QUEUE_SIZE": "2", "OTEL_METRICS_EXPORTER": "none"}, said.add)
 	emit(t, provider, nil)
 	emit(t, provider, nil)
 	<-busy
