@@ -34,7 +34,8 @@ const (
 	ControlFD = 3 // a connected socket, SOCK_SEQPACKET: [Conn]
 	ConfigFD  = 4 // a file of the Config and the MemoryLimit: [NewConfig]
 	SpansFD   = 5 // the relay's pipe; open when TRACECONTEXT is set
-	GuestFD   = 6 // the pipe for what the guest sends; open when Config.Observe is set
+	MemoryFD  = 6 // a file of the MemorySize, as SpansFD: [NewMemorySize]; not in a compile process
+	GuestFD   = 7 // the pipe for what the guest sends; open when Config.Observe is set
 )
 
 // Config is what an instance process gives its guest.

@@ -37,6 +37,9 @@ func init() {
 // been sent to the shim.
 func instanceMain() int {
 	p, err := newProcess()
+	if err == nil && p.spans != nil {
+		p.size, err = openMemorySize(os.NewFile(MemoryFD, "memory"))
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s is started by the shim only: %v\n", RoleInstance, err)
 		return 1
@@ -85,6 +88,7 @@ type process struct {
 	limit   *MemoryLimit
 	control *Conn
 	spans   *relay.Recorder // nil when the container is not traced
+	size    *MemorySize     // as spans
 	guest   *relay.Guest    // nil when its guest sends nothing
 
 	listener int // of the seccomp profile; -1: none
@@ -152,6 +156,7 @@ func (p *process) prepare() (*guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)
 	}
+	g.memory.show(p.size)
 	return g, p.control.Send(Message{Ready: true})
 }
 

@@ -30,6 +30,7 @@ type linearMemory struct {
 	usable   uint64
 	// allows tells whether it may grow to that many bytes now.
 	allows func(size uint64) bool
+	shown  *MemorySize // what usable is told; may be nil
 }
 
 // reserve makes the memory of a guest: least bytes of it, which may become most.
@@ -74,7 +75,14 @@ func (m *linearMemory) extend(size uint64) error {
 		return err
 	}
 	m.usable = size
+	m.shown.set(size)
 	return nil
+}
+
+// show tells s how large the memory is, from now on.
+func (m *linearMemory) show(s *MemorySize) {
+	m.shown = s
+	s.set(m.usable)
 }
 
 // Reallocate gives the memory the given size, in bytes. It is nil when that cannot

@@ -33,6 +33,7 @@ type child struct {
 	parent  *sandbox.Parent  // ended by wait
 	relay   *telemetry.Relay // nil when not traced
 	memory  *instance.MemoryLimit
+	size    *instance.MemorySize // nil when not traced, and of a compile process
 	// onListener is given the listener of the process's seccomp profile, if that has
 	// one; else nil.
 	onListener func(*os.File) error
@@ -105,10 +106,21 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 		cmd.Env = append(cmd.Env, telemetry.TraceContextEnv+"="+tc)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
 	}
+	if p.relay != nil && role == instance.RoleInstance {
+		theirs, size, err := instance.NewMemorySize()
+		if err != nil {
+			control.Close()
+			return nil, err
+		}
+		defer theirs.Close()
+		p.size = size
+		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+	}
 	if cfg.Observe {
 		r, w, err := os.Pipe()
 		if err != nil {
 			control.Close()
+			p.size.Close()
 			return nil, err
 		}
 		defer w.Close()
@@ -129,6 +141,7 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	}
 	if cmd.Process == nil {
 		control.Close()
+		p.size.Close()
 		return nil, err
 	}
 	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
@@ -204,6 +217,7 @@ func (p *child) release() {
 	p.control.Close()
 	p.pidfd.Close()
 	p.memory.Close()
+	p.size.Close()
 }
 
 // kill ends the process for the given signal, or delivers it when it is not one

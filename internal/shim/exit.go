@@ -7,6 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // exitStatus is how a process ended. In a bundle it is exit.json, with the field
@@ -15,6 +19,23 @@ type exitStatus struct {
 	At     time.Time `json:"Timestamp"`
 	Pid    int       `json:"Pid"`
 	Status int       `json:"Status"` // the guest's, or 128 + signal
+}
+
+// exitReason is the value of [telemetry.ExitReason] for a guest, by its status. Its
+// process has said that it has ended, or has failed; or the kernel has killed a process
+// of the container for want of memory.
+func exitReason(status int, oom, ended, failed bool) string {
+	switch {
+	case failed:
+		return telemetry.ExitTrap
+	case status == 0:
+		return telemetry.ExitZero
+	case ended || status <= 128:
+		return telemetry.ExitNonzero
+	case oom && status == 128+int(unix.SIGKILL):
+		return telemetry.ExitOOM
+	}
+	return telemetry.ExitSignal
 }
 
 const exitFile = "exit.json"

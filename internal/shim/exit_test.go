@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 func TestAnExitStatusIsReadAsItWasWritten(t *testing.T) {
@@ -88,5 +90,29 @@ func TestAContainerWithoutAnExitStatusWasKilled(t *testing.T) {
 	}
 	if got := stopStatus(t.Context(), bundle); got.Pid != 43 || got.ExitStatus != 3 || !got.ExitedAt.Equal(e.At) {
 		t.Errorf("got %+v, want %+v", got, e)
+	}
+}
+
+func TestHowAGuestEndedIsOneOfAFew(t *testing.T) {
+	for _, tt := range []struct {
+		name               string
+		status             int
+		oom, ended, failed bool
+		want               string
+	}{
+		{"it exits with 0", 0, false, true, false, telemetry.ExitZero},
+		{"it exits with 3", 3, false, true, false, telemetry.ExitNonzero},
+		{"it exits with the status of a signal", 137, true, true, false, telemetry.ExitNonzero},
+		{"it exits with the status of a trap", 134, false, true, false, telemetry.ExitNonzero},
+		{"it traps", 134, false, true, true, telemetry.ExitTrap},
+		{"it is killed", 137, false, false, false, telemetry.ExitSignal},
+		{"it is terminated", 143, true, false, false, telemetry.ExitSignal},
+		{"it has no memory left", 137, true, false, false, telemetry.ExitOOM},
+		{"its process fails", 1, false, false, false, telemetry.ExitNonzero},
+		{"its process says nothing", 0, false, false, false, telemetry.ExitZero},
+	} {
+		if got := exitReason(tt.status, tt.oom, tt.ended, tt.failed); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/ttrpcutil"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 const (
@@ -71,12 +73,14 @@ func (o *outbox) send(ctx context.Context, event any) {
 	e, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
 		log.G(ctx).WithError(err).Errorf("event %T lost", event)
+		telemetry.EventLost()
 		return
 	}
 	o.mu.Lock()
 	if len(o.queue) == maxEvents {
 		o.queue[0].log.Errorf("event %s lost: containerd has not taken %d events", o.queue[0].Topic, maxEvents)
 		o.queue = o.queue[1:]
+		telemetry.EventLost()
 	}
 	o.queue = append(o.queue, &queued{&types.Envelope{
 		Timestamp: protobuf.ToTimestamp(time.Now()),

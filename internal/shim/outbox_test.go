@@ -16,6 +16,11 @@ import (
 	ptypes "github.com/containerd/containerd/v2/pkg/protobuf/types"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
+	"go.opentelemetry.io/otel"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // eventsServer is containerd's events service on a socket, which can be stopped
@@ -193,8 +198,25 @@ func TestAnOutboxWithoutEventsNeedsNoServer(t *testing.T) {
 }
 
 func TestTheOldestOfTooManyEventsGo(t *testing.T) {
+	reader := sdkmetric.NewManualReader()
+	otel.SetMeterProvider(sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader)))
 	o := &outbox{namespace: "ns", changed: make(chan struct{}, 1)} // nobody sends
 	sendNumbered(o, 0, maxEvents+2)
+	var rm metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &rm); err != nil {
+		t.Fatal(err)
+	}
+	dropped := int64(0)
+	for _, s := range rm.ScopeMetrics {
+		for _, m := range s.Metrics {
+			if m.Name == telemetry.EventDropped {
+				dropped = m.Data.(metricdata.Sum[int64]).DataPoints[0].Value
+			}
+		}
+	}
+	if dropped != 2 {
+		t.Errorf("%d events are counted, want 2", dropped)
+	}
 	if got, want := len(o.queue), maxEvents; got != want {
 		t.Fatalf("got %d events, want %d", got, want)
 	}

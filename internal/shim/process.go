@@ -38,11 +38,12 @@ type process struct {
 	streams   *streams
 
 	mu      sync.Mutex
-	phase   phase         // guarded by mu
-	child   *child        // guarded by mu; nil until launched
-	settled chan struct{} // guarded by mu; closed when no start is in flight
-	exit    exitStatus    // valid once done is closed
-	done    chan struct{} // closed once the exit has been recorded and sent
+	phase   phase               // guarded by mu
+	child   *child              // guarded by mu; nil until launched
+	settled chan struct{}       // guarded by mu; closed when no start is in flight
+	counted *telemetry.Instance // guarded by mu; nil until the guest may run
+	exit    exitStatus          // valid once done is closed
+	done    chan struct{}       // closed once the exit has been recorded and sent
 
 	following sync.WaitGroup // of the child's mounts
 }
@@ -304,9 +305,10 @@ func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
-	if span.IsRecording() {
+	if span.SpanContext().IsValid() { // measured, be it sampled or not
 		if size, err := a.Size(); err == nil { // else the entry has just been dropped
 			span.SetAttributes(telemetry.CompiledSize.Int64(size))
+			telemetry.CacheLookup(ctx, a.Hit, id.Size, size)
 		}
 	}
 	return a.Dir, nil
@@ -350,6 +352,7 @@ func (p *process) start(ctx context.Context) (pid int, err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.counted = telemetry.InstanceStarted(p.child.size.Get)
 	return p.child.pid, p.phase.to(running)
 }
 
@@ -361,7 +364,9 @@ func (p *process) supervise() {
 	<-p.startSettled() // the exit must not overtake the start
 	execs := p.execID == "" && c.endExecs()
 	p.exit = exitStatus{At: p.child.at, Pid: p.child.pid, Status: p.child.reported()}
-	span := p.traceExit(c.host.tellOOM(c.alive, c.id, c.cgroup))
+	oom := c.host.tellOOM(c.alive, c.id, c.cgroup)
+	span := p.traceExit(oom)
+	p.countExit(oom)
 	if execs {
 		span.AddEvent(telemetry.EventExecsEnded)
 	}

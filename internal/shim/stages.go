@@ -75,6 +75,18 @@ func (p *process) traceExit(outOfMemory bool) trace.Span {
 	return span
 }
 
+// countExit counts the process's exit, if its guest might have run; to be called after
+// traceExit.
+func (p *process) countExit(outOfMemory bool) {
+	p.mu.Lock()
+	counted := p.counted
+	p.mu.Unlock()
+	if counted != nil {
+		ended, failed := p.child.relay.Ended()
+		counted.Exited(exitReason(p.exit.Status, outOfMemory, ended, failed))
+	}
+}
+
 // startExit starts a task.exit, of a process whose run may be none.
 func startExit(ctx context.Context, run trace.SpanContext, e exitStatus) trace.Span {
 	opts := []trace.SpanStartOption{

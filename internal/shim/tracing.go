@@ -94,9 +94,13 @@ func traced[Request, Response any](ctx context.Context, t *tracedService, name, 
 	if elsewhere {
 		octx = trace.ContextWithRemoteSpanContext(ctx, ours)
 	}
+	began := time.Now()
 	octx, span := t.start(octx, name, id, execID)
 	err = errPanic // until there is an answer
-	defer func() { end(span, err) }()
+	defer func() {
+		end(span, err)
+		telemetry.Measure(octx, name, began, err)
+	}()
 	if elsewhere && theirs.IsValid() {
 		_, theirSpan := t.start(ctx, name, id, execID, trace.Link{SpanContext: span.SpanContext()})
 		span.AddLink(trace.Link{SpanContext: theirSpan.SpanContext()})
@@ -112,12 +116,16 @@ func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	ctx = withCaller(ctx)
 	t.boot.Do(func() { ctx = telemetry.StartShim(ctx, t.provider, t.served) })
 	root := trace.SpanContextFromContext(ctx)
+	began := time.Now()
 	ctx, span := t.start(ctx, telemetry.TaskCreate, r.ID, "")
 	if !root.IsValid() {
 		root = span.SpanContext()
 	}
 	err = errPanic // until there is an answer
-	defer func() { end(span, err) }()
+	defer func() {
+		end(span, err)
+		telemetry.Measure(ctx, telemetry.TaskCreate, began, err)
+	}()
 	if resp, err = t.TTRPCTaskService.Create(ctx, r); err == nil {
 		span.SetAttributes(telemetry.ProcessPID.Int(int(resp.Pid)))
 	}

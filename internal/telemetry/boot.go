@@ -92,10 +92,11 @@ func StartShim(ctx context.Context, provider trace.TracerProvider, served time.T
 			from, to time.Time
 		}{{ShimListen, began, exec}, {ShimExec, exec, served}} {
 			_, span := Start(context.WithValue(started, presetKey{}, nil), stage.name, trace.WithTimestamp(stage.from))
-			span.End(trace.WithTimestamp(stage.to))
+			End(span, nil, trace.WithTimestamp(stage.to))
 		}
 	}
 	span.End()
+	Measure(started, ShimStart, began, nil)
 	if called {
 		return ctx
 	}

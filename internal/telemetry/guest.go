@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -44,8 +45,14 @@ var allGuests = sync.OnceValue(newAllGuests)
 
 func newAllGuests() *rate.Limiter { return rate.NewLimiter(10*relay.GuestRate, 2*relay.GuestBurst) }
 
-// reserved begin the keys that only the shim says something by.
+// reserved begin the keys, and the names of metrics, that only the shim says something
+// by.
 var reserved = []string{"container.", "containerd.", "k8s.", "process.", "wasm.", "service.", "telemetry.", "otel.", "rpc."}
+
+func isReserved(name string) bool {
+	name = strings.ToLower(name)
+	return slices.ContainsFunc(reserved, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
 
 // A guestRelay is the end in the shim of the pipe for what the guest of one instance
 // process sends. What comes may be anything, at any rate: it costs one buffer, a
@@ -170,6 +177,7 @@ func (g *guestRelay) tell(run trace.Span) {
 	}
 	if n := g.own + g.theirs; n > 0 {
 		run.SetAttributes(GuestDropped.Int64(n))
+		spansLost(n)
 	}
 }
 
@@ -308,10 +316,8 @@ func guestTag(tag string) (attribute.KeyValue, bool) {
 	if key = strings.TrimSpace(key); key == "" {
 		return attribute.KeyValue{}, false
 	}
-	for _, prefix := range reserved {
-		if strings.HasPrefix(strings.ToLower(key), prefix) {
-			return attribute.KeyValue{}, false
-		}
+	if isReserved(key) {
+		return attribute.KeyValue{}, false
 	}
 	if !found {
 		return attribute.Bool(key, true), true

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
@@ -50,9 +51,11 @@ type Relay struct {
 	guest   *guestRelay     // guarded by mu; nil when the guest can make no spans of its own
 	running context.Context // guarded by mu; has the span that let the guest run, nil until then
 	// run is the identity that module.run will have: others may be told before it ends.
-	run  trace.SpanContext // guarded by mu; valid once running is not nil
-	held *relay.Frame      // guarded by mu; module.run, which waits for what its guest has sent
-	sent map[string]bool   // guarded by mu; names of spans
+	run    trace.SpanContext // guarded by mu; valid once running is not nil
+	held   *relay.Frame      // guarded by mu; module.run, which waits for what its guest has sent
+	sent   map[string]bool   // guarded by mu; names of spans
+	ended  bool              // guarded by mu; the process has sent module.run
+	failed bool              // guarded by mu; the guest trapped, or could not be entered
 	// The guest was entered, and no module.run has come of it yet.
 	entered bool       // guarded by mu
 	started trace.Link // guarded by mu; to module.start
@@ -184,6 +187,9 @@ func (r *Relay) read() {
 		line, err := lines.ReadSlice('\n')
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
+			if !tooLong {
+				spansLost(1)
+			}
 			tooLong = true
 		case err != nil:
 			return
@@ -193,31 +199,33 @@ func (r *Relay) read() {
 			var f relay.Frame
 			d := json.NewDecoder(bytes.NewReader(line))
 			d.UseNumber()
-			if d.Decode(&f) == nil {
-				r.emit(f)
+			if d.Decode(&f) != nil || !r.emit(f) {
+				spansLost(1)
 			}
 		}
 	}
 }
 
-// emit makes the span of a frame, or none when the frame is not in order.
-func (r *Relay) emit(f relay.Frame) {
+// emit makes the span of a frame, or tells that the frame is not in order.
+func (r *Relay) emit(f relay.Frame) (ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	kind, ok := relayed[f.Name]
+	kind, known := relayed[f.Name]
 	parent := r.ctx
 	if kind.running {
 		parent = r.running
 	}
-	if !ok || parent == nil || r.sent[f.Name] {
-		return
+	if !known || parent == nil || r.sent[f.Name] {
+		return false
 	}
 	r.sent[f.Name] = true
+	r.ended = r.ended || f.Name == ModuleRun
 	if f.Name == ModuleRun && r.guest != nil {
 		r.held = &f
-		return
+		return true
 	}
 	r.make(f)
+	return true
 }
 
 // asRun is the context to make module.run in. Callers hold r.mu.
@@ -244,14 +252,18 @@ func (r *Relay) make(f relay.Frame) {
 		opts = append(opts, trace.WithLinks(r.started))
 	}
 	ctx, span := Start(parent, f.Name, opts...)
+	class := ""
 	if f.Error != "" {
 		span.SetStatus(codes.Error, text(f.Error, relay.MaxText))
 		span.SetAttributes(ErrorType.String(text(f.ErrorType, relay.MaxText)))
+		class = semconv.ErrorTypeOther.Value.AsString() // the process can think of any
+		r.failed = r.failed || kind.running
 	}
 	if f.Name == ModuleRun {
 		r.guest.tell(span)
 	}
 	span.End(trace.WithTimestamp(end))
+	measure(ctx, f.Name, end.Sub(start), class)
 	switch f.Name {
 	case ModuleStart:
 		// Not when its run has come before it: there is none to be made then.
@@ -260,6 +272,17 @@ func (r *Relay) make(f relay.Frame) {
 	case ModuleRun:
 		r.entered = false
 	}
+}
+
+// Ended is what the process has said of its guest's end, when all of it has been read:
+// that there was one, or that it was a failure.
+func (r *Relay) Ended() (ended, failed bool) {
+	if r == nil {
+		return false, false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended, r.failed
 }
 
 // between is t, or the end of the range that is nearer.

@@ -270,3 +270,51 @@ const (
 	// GuestLog is what a guest logged, on its innermost span, or on its run.
 	GuestLog = "log"
 )
+
+// Metrics. All are of one shim: those of its resource have its id, see docs/telemetry.md.
+const (
+	// StageDuration is how long the spans of a container's life take, but for waiting and
+	// the run, sampled or not. A histogram, s.
+	StageDuration = "wasm.stage.duration"
+	// CacheLookups are the modules that were looked up in the compile cache, and found or
+	// compiled. A counter, {lookup}.
+	CacheLookups = "wasm.cache.lookups"
+	// CacheModuleSize is the length of those modules. A histogram, By.
+	CacheModuleSize = "wasm.cache.module.size"
+	// CacheCodeSize is the length of what they were compiled to. A histogram, By.
+	CacheCodeSize = "wasm.cache.code.size"
+	// InstanceCount is how many guests run. An up-down counter, {instance}.
+	InstanceCount = "wasm.instance.count"
+	// InstanceExits are the guests that have ended. A counter, {exit}.
+	InstanceExits = "wasm.instance.exits"
+	// MemoryUsage is the size of the linear memories of the guests that run, touched or
+	// not. An up-down counter, By.
+	MemoryUsage = "wasm.memory.usage"
+	// MemoryPeak is the size that the linear memory of a guest had at its end: it never
+	// shrinks. A histogram, By.
+	MemoryPeak = "wasm.memory.peak"
+	// EventDropped are task events that containerd will never see: the oldest of more than
+	// 4096 that it has not taken. A counter, {event}.
+	EventDropped = "wasm.event.dropped"
+	// SpanDropped are spans of instance processes that were not in order, and calls of
+	// guests that came to nothing, as [GuestDropped]. A counter, {span}.
+	SpanDropped = "wasm.span.dropped"
+)
+
+// Attributes of metrics that spans do not have. All of them have few values.
+const (
+	// StageName is the name of the span that is measured. A string.
+	StageName = attribute.Key("wasm.stage")
+	// ExitReason is how a guest has ended: "zero" and "nonzero" for a status of its own,
+	// "trap", "signal", "oom". A string.
+	ExitReason = attribute.Key("wasm.exit.reason")
+)
+
+// Values of [ExitReason].
+const (
+	ExitZero    = "zero"
+	ExitNonzero = "nonzero"
+	ExitTrap    = "trap"
+	ExitSignal  = "signal"
+	ExitOOM     = "oom"
+)

@@ -37,17 +37,19 @@ func start(ctx context.Context, tracer trace.Tracer, name string, opts []trace.S
 }
 
 // Start starts a span below the one of ctx, by the provider that made that one.
-// Without a span in ctx it does nothing and costs nothing.
+// Without a span in ctx it does nothing and costs nothing. [End] also measures it.
 func Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
 	parent := trace.SpanFromContext(ctx)
 	if !parent.SpanContext().IsValid() {
 		return ctx, parent
 	}
-	return start(ctx, parent.TracerProvider().Tracer(scope), name, opts)
+	ctx, _ = start(ctx, parent.TracerProvider().Tracer(scope), name, opts)
+	return ctx, newStage(ctx, name, opts)
 }
 
 // StartOperation starts a span by the given provider, below the one of ctx, which
-// may be remote, or at the root of a new trace.
+// may be remote, or at the root of a new trace. There may be several for one operation:
+// they are not measured, see [Measure].
 func StartOperation(ctx context.Context, provider trace.TracerProvider, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
 	return start(ctx, provider.Tracer(scope), name, opts)
 }
@@ -58,6 +60,9 @@ func End(span trace.Span, err error, opts ...trace.SpanEndOption) {
 	if err != nil {
 		span.SetStatus(codes.Error, text(err.Error(), maxError))
 		span.SetAttributes(ErrorType.String(ErrorTypeOf(err)))
+	}
+	if s, ok := span.(*stage); ok {
+		s.ended(err, opts)
 	}
 	span.End(opts...)
 }

@@ -113,7 +113,8 @@ func (m *guestMetrics) record(ctx context.Context, message string) bool {
 	return true
 }
 
-// metricName tells whether OpenTelemetry has such a name for an instrument.
+// metricName tells whether OpenTelemetry has such a name for an instrument, and a guest
+// may: many a store puts metrics of one name together, whoever they are from.
 func metricName(name string) bool {
 	for i, c := range name {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
@@ -121,7 +122,7 @@ func metricName(name string) bool {
 			return false
 		}
 	}
-	return name != "" && len(name) <= maxMetricName
+	return name != "" && len(name) <= maxMetricName && !isReserved(name)
 }
 
 // add makes an instrument, or finds that of another guest. It is nil where there may

@@ -80,10 +80,11 @@ type Request struct {
 
 // A Collector is a running receiver. Both protocols are served at one address.
 type Collector struct {
-	server   *http.Server
-	grpc     *grpc.Server
-	listener net.Listener
-	done     chan struct{}
+	server     *http.Server
+	grpc       *grpc.Server
+	listener   net.Listener
+	tracesOnly bool
+	done       chan struct{}
 
 	mu       sync.Mutex
 	spans    []Span          // guarded by mu
@@ -104,13 +105,23 @@ func StartTLS(config *tls.Config) (*Collector, error) {
 
 // Listen starts a receiver at an address: one that was there before, for example.
 func Listen(address string, config *tls.Config) (*Collector, error) {
+	return listen(address, config, false)
+}
+
+// StartTraces starts a receiver on a loopback port that has no service for metrics,
+// as Jaeger has none.
+func StartTraces() (*Collector, error) { return listen("127.0.0.1:0", nil, true) }
+
+func listen(address string, config *tls.Config, tracesOnly bool) (*Collector, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	c := &Collector{grpc: grpc.NewServer(), listener: l, done: make(chan struct{})}
+	c := &Collector{grpc: grpc.NewServer(), listener: l, tracesOnly: tracesOnly, done: make(chan struct{})}
 	collectorpb.RegisterTraceServiceServer(c.grpc, traceService{c: c})
-	metricscollectorpb.RegisterMetricsServiceServer(c.grpc, metricsService{c: c})
+	if !tracesOnly {
+		metricscollectorpb.RegisterMetricsServiceServer(c.grpc, metricsService{c: c})
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -140,6 +151,10 @@ func (c *Collector) Addr() string { return c.listener.Addr().String() }
 func (c *Collector) serve(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		c.grpc.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, newRequest("grpc", r))))
+		return
+	}
+	if c.tracesOnly && strings.Contains(r.URL.Path, "metrics") {
+		http.NotFound(w, r)
 		return
 	}
 	answer, err := c.post(r)

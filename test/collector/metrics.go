@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -28,6 +29,7 @@ type Point struct {
 	Count       uint64    // of a histogram
 	Bounds      []float64 // of a histogram
 	Buckets     []uint64  // of a histogram, one more than there are bounds
+	Exemplars   []string  // the traces that those of a histogram name
 }
 
 type metricsService struct {
@@ -78,11 +80,20 @@ func metric(resource map[string]string, m *metricspb.Metric) Metric {
 			out.Points = append(out.Points, Point{
 				Attrs: attributes(p.Attributes),
 				Start: time.Unix(0, int64(p.StartTimeUnixNano)), Time: time.Unix(0, int64(p.TimeUnixNano)),
-				Value: p.GetSum(), Count: p.Count, Bounds: p.ExplicitBounds, Buckets: p.BucketCounts,
+				Value: p.GetSum(), Count: p.Count, Bounds: p.ExplicitBounds, Buckets: p.BucketCounts, Exemplars: exemplars(p.Exemplars),
 			})
 		}
 	}
 	return out
+}
+
+func exemplars(all []*metricspb.Exemplar) (traces []string) {
+	for _, e := range all {
+		if len(e.TraceId) > 0 {
+			traces = append(traces, hex.EncodeToString(e.TraceId))
+		}
+	}
+	return traces
 }
 
 func numbers(points []*metricspb.NumberDataPoint) (out []Point) {

@@ -67,6 +67,13 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 			return
 		}
 		provider, stop = p, append(stop, p.Shutdown)
+		switch m, err := r.meterProvider(res); {
+		case err != nil:
+			report(fmt.Errorf("metrics are off: %w", err))
+		case m != nil:
+			otel.SetMeterProvider(m)
+			stop = append(stop, m.Shutdown)
+		}
 		r.reading("OTEL_PROPAGATORS", func() { otel.SetTextMapPropagator(autoprop.NewTextMapPropagator()) })
 	})
 	return provider, func(ctx context.Context) error {

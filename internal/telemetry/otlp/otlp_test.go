@@ -89,6 +89,7 @@ func TestTheProviderGivesAShimTheIdentityThatWasGivenAway(t *testing.T) {
 	const traceID, spanID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	t.Setenv("WAZERO_SHIM_START", `{"began":1,"parent":"00-`+traceID+`-1111111111111111-00"}`)
 	t.Setenv(telemetry.TraceContextEnv, "00-"+traceID+"-"+spanID+"-00") // not sampled: nothing to flush
+	t.Setenv("OTEL_METRICS_EXPORTER", "none")
 	provider, shutdown := Setup(Shim{ID: "default/c1"}, nil, func(err error) { t.Error(err) })
 	sc := trace.SpanContextFromContext(telemetry.StartShim(context.Background(), provider, time.Now()))
 	if sc.TraceID().String() != traceID || sc.SpanID().String() != spanID || sc.IsSampled() {
