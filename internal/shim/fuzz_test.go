@@ -32,6 +32,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
 
 // Everything that is read here may be anything. Without -fuzz each target gets its
@@ -224,6 +225,7 @@ func FuzzOptions(f *testing.F) {
 		f.Add(byte(1), data)
 		f.Add(byte(2), data)
 	}
+	f.Add(byte(0), []byte("SystemdCgroup = true\n[telemetry]\nexporter_otlp_endpoint = 'grpc://h:4317'\nbsp_schedule_delay = 100\ntraces_sampler_arg = 0.5\nsdk_disabled = false\nx = [1]"))
 	f.Add(byte(3), []byte(`{"type":"resources"}`))
 	types := []string{"", mustURL(f, &runtimeoptions.Options{}), mustURL(f, &options.Options{}), mustURL(f, &specs.LinuxResources{})}
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
@@ -232,7 +234,9 @@ func FuzzOptions(f *testing.F) {
 			h := hostFile{path: "host.toml", options: o}
 			err := h.decode(data)
 			if err == nil {
-				_, _, err = h.variables()
+				var v otlp.Variables
+				v, _, err = h.variables()
+				v.Use(func() { _ = otlp.Enabled() })
 			}
 			if err != nil && !strings.Contains(err.Error(), "host.toml") {
 				t.Errorf("got %v: which file?", err)

@@ -314,6 +314,9 @@ func TestWhatAVariableSaysTheReceiverSees(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
+				if _, ok := row.env["METRICS_EXPORTER"]; !ok {
+					row.env["METRICS_EXPORTER"] = "none"
+				}
 				values, others := row.env.variables(strings.NewReplacer(
 					"ADDR", c.Addr(), "ROOTS", files.Roots, "CERT", files.Certificate, "KEY", files.Key, "EMPTY", empty))
 				var vars Variables
@@ -397,6 +400,7 @@ func TestAnExportIsGivenUpInTime(t *testing.T) {
 				})
 				values, _ := e.variables(strings.NewReplacer())
 				values["OTEL_BSP_SCHEDULE_DELAY"] = "1"
+				values["OTEL_METRICS_EXPORTER"] = "none"
 				values["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
 				values["OTEL_EXPORTER_OTLP_PROTOCOL"] = protocol
 				var said reports
