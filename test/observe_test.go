@@ -217,6 +217,23 @@ func TestASpanThatIsOpenEndsWithItsGuest(t *testing.T) {
 	})
 }
 
+func TestAGuestsMetricsAreExported(t *testing.T) {
+	n, c := tracedNode(t, options(), "OTEL_METRIC_EXPORT_INTERVAL=200")
+	for _, lang := range []string{"go", "c", "rust"} {
+		b, status := run(t, n, app(t, n, "observe-"+lang+".wasm"), args("/app.wasm"))
+		if status != 0 {
+			t.Errorf("status %d, %q", status, b.stderr)
+		}
+		eventually(t, "the metric of "+lang, func() bool {
+			return slices.ContainsFunc(c.Metrics(), func(m collector.Metric) bool {
+				return m.Name == "guest.items" && m.Kind == "counter" && slices.ContainsFunc(m.Points, func(p collector.Point) bool {
+					return p.Value == 3 && p.Attrs["lang"] == lang && p.Attrs["container.id"] == b.ID() && len(p.Attrs) == 2
+				})
+			})
+		})
+	}
+}
+
 func TestTheHostsFileSwitchesSpansOfGuestsOff(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")
 	if err := os.WriteFile(file, []byte("[telemetry]\nguest_spans = false\n"), 0o644); err != nil {
