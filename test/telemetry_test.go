@@ -661,7 +661,7 @@ func TestTenThousandSpansOfAGuestAndACollectorThatHangs(t *testing.T) {
 	for range 3 {
 		began := time.Now()
 		b, status := run(t, n, img, args("/app.wasm", "spans", "10000"), grouped)
-		if took := time.Since(began); status != 0 || took > lifeTime || !strings.HasPrefix(b.stdout.String(), "10000 spans: ") || b.stderr.String() != "" {
+		if took := time.Since(began); status != 0 || took > lifeTime || b.stdout.String() != "10000 spans\n" {
 			t.Errorf("status %d after %v, %q, %q", status, took, b.stdout, b.stderr)
 		}
 	}
