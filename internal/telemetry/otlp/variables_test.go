@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -109,6 +110,10 @@ var table = []one{
 	{"a key that is none", env{"X_ENDPOINT": "https://ADDR", "X_CERTIFICATE": "ROOTS", "X_CLIENT_CERTIFICATE": "CERT", "X_CLIENT_KEY": "EMPTY"}, saw{"requests": "0"}, "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_KEY"},
 	{"files of no use without TLS", env{"X_ENDPOINT": "http://ADDR", "X_CERTIFICATE": "/no/such", "X_CLIENT_KEY": "/no/such"}, saw{"spans": "1"}, ""},
 
+	{"all of TLS, of metrics as well", env{"X_ENDPOINT": "https://ADDR", "X_CERTIFICATE": "ROOTS", "X_CLIENT_CERTIFICATE": "CERT", "X_CLIENT_KEY": "KEY", "metric": "1"}, saw{"metrics": "1", "client of metrics": collector.Client, "client": collector.Client}, ""},
+	{"the same by gRPC", env{"X_ENDPOINT": "https://ADDR", "X_PROTOCOL": "grpc", "X_CERTIFICATE": "ROOTS", "X_CLIENT_CERTIFICATE": "CERT", "X_CLIENT_KEY": "KEY", "metric": "1"}, saw{"metrics": "1", "client of metrics": collector.Client, "client": collector.Client}, ""},
+	{"METRICS_CERTIFICATE", env{"X_ENDPOINT": "https://ADDR", "X_CERTIFICATE": "/no", "X_TRACES_CERTIFICATE": "ROOTS", "X_METRICS_CERTIFICATE": "ROOTS", "metric": "1"}, saw{"spans": "1", "metrics": "1"}, ""},
+
 	{"no SERVICE_NAME", env{"X_ENDPOINT": "http://ADDR"}, saw{
 		"resource service.name": ServiceName, "resource service.instance.id": "ns/id", "resource service.version": "v1",
 		"resource process.pid": fmt.Sprint(os.Getpid()), "resource host.name": hostname(), "resource telemetry.sdk.language": "go",
@@ -173,7 +178,7 @@ func hostname() string {
 }
 
 // headers of a caller, and what the test is to do, are not variables.
-var notVariables = []string{"traceparent", "b3", "x-amzn-trace-id", "uber-trace-id", "wait", "spans"}
+var notVariables = []string{"traceparent", "b3", "x-amzn-trace-id", "uber-trace-id", "wait", "spans", "metric"}
 
 // variables are those of e, with their names, and what else it has.
 func (e env) variables(replace *strings.Replacer) (vars, others map[string]string) {
@@ -240,11 +245,20 @@ func emit(t *testing.T, provider trace.TracerProvider, headers map[string]string
 // look tells what the receiver saw of what.
 func look(c *collector.Collector, what string) string {
 	requests, spans := c.Requests(), c.Spans()
+	metrics := slices.DeleteFunc(slices.Clone(requests), func(r collector.Request) bool { return r.Metrics == 0 })
+	requests = slices.DeleteFunc(requests, func(r collector.Request) bool { return r.Spans == 0 })
 	switch what {
 	case "requests":
 		return fmt.Sprint(len(requests))
 	case "spans":
 		return fmt.Sprint(len(spans))
+	case "metrics":
+		return fmt.Sprint(len(c.Metrics()))
+	case "client of metrics":
+		if len(metrics) == 0 {
+			return "nothing"
+		}
+		return metrics[0].Client
 	}
 	if len(requests) == 0 || len(spans) == 0 {
 		return "nothing"
@@ -314,11 +328,11 @@ func TestWhatAVariableSaysTheReceiverSees(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				if _, ok := row.env["METRICS_EXPORTER"]; !ok {
-					row.env["METRICS_EXPORTER"] = "none"
-				}
 				values, others := row.env.variables(strings.NewReplacer(
 					"ADDR", c.Addr(), "ROOTS", files.Roots, "CERT", files.Certificate, "KEY", files.Key, "EMPTY", empty))
+				if others["metric"] == "" {
+					values["OTEL_METRICS_EXPORTER"] = "none"
+				}
 				var vars Variables
 				if by == "the environment" {
 					for k, v := range values {
@@ -328,7 +342,6 @@ func TestWhatAVariableSaysTheReceiverSees(t *testing.T) {
 					vars = values
 				}
 				var said reports
-				t.Setenv("OTEL_METRICS_EXPORTER", "none") // they have a table of their own
 				before := os.Environ()
 				provider, shutdown := Setup(Shim{ID: "ns/id", Version: "v1"}, vars, said.add)
 				if after := os.Environ(); !slices.Equal(sorted(after), sorted(before)) {
@@ -339,6 +352,13 @@ func TestWhatAVariableSaysTheReceiverSees(t *testing.T) {
 					fmt.Sscan(others["spans"], &n)
 					for range n {
 						emit(t, provider, others)
+					}
+					if others["metric"] != "" {
+						count, err := otel.Meter("test").Int64Counter("count")
+						if err != nil {
+							t.Fatal(err)
+						}
+						count.Add(t.Context(), 1)
 					}
 					for others["wait"] != "" && len(c.Spans()) == 0 && t.Context().Err() == nil {
 					}
