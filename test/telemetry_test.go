@@ -108,9 +108,11 @@ func lives(t *testing.T, n *node.Node) outcomes {
 	}
 	got := outcomes{of: map[string]outcome{}, took: map[string]time.Duration{}}
 	var (
-		mu   sync.Mutex
-		wg   sync.WaitGroup
-		made = make(chan struct{}) // closed once the pod's first container is there
+		mu sync.Mutex
+		wg sync.WaitGroup
+		// Closed once the pod's first container is there, and the second: the first is
+		// not to be gone, and its shim, when that joins.
+		made, joined = make(chan struct{}), make(chan struct{})
 	)
 	for name, b := range boxes {
 		wg.Go(func() {
@@ -130,8 +132,12 @@ func lives(t *testing.T, n *node.Node) outcomes {
 			if a := acts[name]; a != nil {
 				act = func() error { return a(b) }
 			}
-			if name == "pod 1" {
+			switch name {
+			case "pod 1":
 				close(made)
+				act = func() error { <-joined; return nil }
+			case "pod 2":
+				close(joined)
 			}
 			var o outcome
 			if err == nil {

@@ -36,6 +36,10 @@ const ServiceName = "containerd-shim-wazero"
 // flushTimeout bounds how long a shutdown waits for the collector.
 const flushTimeout = 2 * time.Second
 
+// deleteTime is what containerd takes for the rest of a Delete, when its shim is on its
+// way out: the processor is its own until then.
+const deleteTime = 30 * time.Millisecond
+
 // A Shim is the one whose telemetry it is.
 type Shim struct{ ID, Version string }
 
@@ -88,6 +92,9 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 	return provider, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
+		if len(stop) > 0 {
+			time.Sleep(deleteTime)
+		}
 		errs := make([]error, len(stop))
 		var stopped sync.WaitGroup
 		for i, f := range stop {
