@@ -18,8 +18,7 @@ const quiet = time.Minute
 
 // A reporter hands on what OpenTelemetry has to say, which else would go to the
 // standard error: all there is to say of variables, and how exports fail now and
-// then. It is OpenTelemetry's logger as well as its error handler, and where package
-// log writes.
+// then. It is OpenTelemetry's logger as well as its error handler.
 type reporter struct {
 	report func(error)
 
@@ -55,13 +54,6 @@ func (r *reporter) Handle(err error) {
 	case say:
 		r.report(err)
 	}
-}
-
-// Write implements [io.Writer] for package log, by which net/http has its say: it
-// quotes a server that answers what it was not asked.
-func (r *reporter) Write(line []byte) (int, error) {
-	r.Handle(errors.New(strings.TrimSpace(string(line))))
-	return len(line), nil
 }
 
 // Init implements [logr.LogSink].

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"sync"
@@ -59,8 +60,9 @@ func Setup(shim Shim, vars Variables, report func(error)) (provider trace.Tracer
 		r := &reporter{report: discreet(report)}
 		otel.SetErrorHandler(r)
 		otel.SetLogger(logr.New(r))
-		log.SetFlags(0)
-		log.SetOutput(r)
+		// net/http's, which quotes a server that answers what it was not asked. The error of
+		// the export says it again.
+		log.SetOutput(io.Discard)
 		res := r.resource(shim)
 		// It has been read: the providers would read it once more, and complain again.
 		defer setenv(map[string]string{"OTEL_SERVICE_NAME": "", "OTEL_RESOURCE_ATTRIBUTES": ""})()
