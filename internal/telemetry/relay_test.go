@@ -518,7 +518,7 @@ func FuzzRelay(f *testing.F) {
 	for _, s := range []string{
 		"", "\n", "null\n", "{\n", good, good + good, strings.Repeat(good, 200), strings.ReplaceAll(good, "start", "run"),
 		`{"name":"module.run","start":-9223372036854775808,"end":9223372036854775807,"attrs":{"process.exit.code":256}}` + "\n",
-		`{"name":"module.compile","attrs":{"wasm.module.size":1e99},"error":"\ud800","errorType":"x"}` + "\n",
+		`{"name":"module.translate","attrs":{"wasm.module.size":1e99},"error":"\ud800","errorType":"x"}` + "\n",
 		`{"name":"module.load","name":"module.run","error":"` + "\xff" + `"}` + "\n" + good,
 		strings.Repeat("x", relay.MaxFrame) + "\n" + good, strings.Repeat("[", relay.MaxFrame-1) + "\n" + good,
 	} {
