@@ -47,11 +47,11 @@ demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a pri
 test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
-	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 20m $(TEST_FLAGS) ./...
+	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 40m $(TEST_FLAGS) ./...
 	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 -doc docs/security.md bin/results/*.json)
 
 test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
-	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 30m $(TEST_FLAGS) ./test/
+	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 40m $(TEST_FLAGS) ./test/
 
 # One whose instance processes run native code in place of the guest: the engine
 # is broken, and what holds are the walls.
