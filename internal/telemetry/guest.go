@@ -1,11 +1,9 @@
 package telemetry
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"os"
 	"slices"
@@ -188,30 +186,19 @@ func (g *guestRelay) Read(b []byte) (int, error) {
 	if gone {
 		g.left -= n
 	}
+	_ = g.bytes.WaitN(g.ctx, n) // fails when the process is gone: there is little left then
 	return n, err
 }
 
 func (g *guestRelay) read() {
 	defer close(g.done)
 	defer g.pipe.Close()
-	lines := bufio.NewReaderSize(g, relay.MaxFrame)
-	for tooLong := false; ; {
-		line, err := lines.ReadSlice('\n')
-		_ = g.bytes.WaitN(g.ctx, len(line)) // fails when the process is gone: there is little left then
-		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
-			tooLong = true
-		case err != nil:
-			return
-		case tooLong:
-			tooLong = false // its end
-		default:
-			var f relay.GuestFrame
-			if json.NewDecoder(bytes.NewReader(line)).Decode(&f) == nil {
-				g.take(f)
-			}
+	eachLine(g, func(line []byte) {
+		var f relay.GuestFrame
+		if line != nil && json.NewDecoder(bytes.NewReader(line)).Decode(&f) == nil {
+			g.take(f)
 		}
-	}
+	})
 }
 
 // take does what a frame says, or nothing when it is not in order.

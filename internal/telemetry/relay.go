@@ -182,26 +182,33 @@ func (l lastWords) Read(b []byte) (n int, err error) {
 func (r *Relay) read() {
 	defer close(r.done)
 	defer r.pipe.Close()
-	lines := bufio.NewReaderSize(io.LimitReader(lastWords{r.pipe}, maxRelayed), relay.MaxFrame)
+	eachLine(io.LimitReader(lastWords{r.pipe}, maxRelayed), func(line []byte) {
+		var f relay.Frame
+		d := json.NewDecoder(bytes.NewReader(line))
+		d.UseNumber()
+		if line == nil || d.Decode(&f) != nil || !r.emit(f) {
+			spansLost(1)
+		}
+	})
+}
+
+// eachLine calls take for each line that is read, to the end; with nil in place of one
+// that is longer than a frame may be.
+func eachLine(r io.Reader, take func(line []byte)) {
+	lines := bufio.NewReaderSize(r, relay.MaxFrame)
 	for tooLong := false; ; {
 		line, err := lines.ReadSlice('\n')
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
-			if !tooLong {
-				spansLost(1)
-			}
 			tooLong = true
-		case err != nil:
-			return
 		case tooLong:
 			tooLong = false // its end
-		default:
-			var f relay.Frame
-			d := json.NewDecoder(bytes.NewReader(line))
-			d.UseNumber()
-			if d.Decode(&f) != nil || !r.emit(f) {
-				spansLost(1)
-			}
+			take(nil)
+		case err == nil:
+			take(line)
+		}
+		if err != nil && !tooLong {
+			return
 		}
 	}
 }
