@@ -5,6 +5,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -118,6 +120,20 @@ func options(env ...string) node.Options {
 	}
 	// A race detector would have every shim wait a second before it ends.
 	return node.Options{Bin: bin(), Shim: shim, Env: append(env, "GORACE=atexit_sleep_ms=0")}
+}
+
+// heapKiB is how much a shim may grow that allocates so much: built with the race
+// detector, it has a shadow of that beside.
+func heapKiB(t *testing.T, kib int) int {
+	t.Helper()
+	info, err := buildinfo.ReadFile(filepath.Join(options().Shim, "containerd-shim-wazero-v1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return 4 * kib
+	}
+	return kib
 }
 
 // useNode is the node that most tests share; containerd on it is traced.
