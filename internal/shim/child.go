@@ -74,6 +74,12 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	}
 	defer theirs.Close()
 	p := &child{role: role, control: control, memory: memory, exited: make(chan struct{})}
+	defer func() {
+		if err != nil && p.pid == 0 { // else destroy has done so
+			control.Close()
+			p.size.Close()
+		}
+	}()
 
 	cmd := &exec.Cmd{
 		Path:       w.Program(),
@@ -84,7 +90,6 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	// Package exec would open it where the process is born, and there is none.
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		control.Close()
 		return nil, err
 	}
 	defer null.Close()
@@ -97,7 +102,6 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	if tc != "" {
 		r, w, err := os.Pipe()
 		if err != nil {
-			control.Close()
 			return nil, err
 		}
 		defer w.Close()
@@ -108,7 +112,6 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	if p.relay != nil && role == instance.RoleInstance {
 		theirs, size, err := instance.NewMemorySize()
 		if err != nil {
-			control.Close()
 			return nil, err
 		}
 		defer theirs.Close()
@@ -118,8 +121,6 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 	if cfg.Observe {
 		r, w, err := os.Pipe()
 		if err != nil {
-			control.Close()
-			p.size.Close()
 			return nil, err
 		}
 		defer w.Close()
@@ -139,8 +140,6 @@ func startChild(ctx context.Context, role string, cfg instance.Config, memoryLim
 		err = fmt.Errorf("start %s process: %w", role, err)
 	}
 	if cmd.Process == nil {
-		control.Close()
-		p.size.Close()
 		return nil, err
 	}
 	p.pid, p.pidfd = cmd.Process.Pid, os.NewFile(uintptr(pidfd), "pidfd")
