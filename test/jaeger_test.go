@@ -171,12 +171,9 @@ func TestJaegerHasTheWholeLifeOfAContainer(t *testing.T) {
 				b := container(t, n, img, args("/app.wasm", "sleep", "20ms", "exit", "3"))
 				var end func()
 				b.ctx, end = begin()
-				b.mustCreate(t)
-				b.mustStart(t)
-				if status := b.exit(t); status != 3 {
+				if status := b.live(t); status != 3 {
 					t.Fatalf("exit status %d", status)
 				}
-				b.delete(t)
 				end()
 				s := ask(t, j, b.ID(), has(collector.Life...))
 				checkLife(t, s, b, run == "cold")
@@ -243,17 +240,14 @@ func checkLife(t *testing.T, s stored, b *box, cold bool) {
 
 func TestJaegerMarksATrap(t *testing.T) {
 	j := useJaeger(t)
-	n := newNode(t, options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+j.GRPC, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"))
+	n := newNode(t, options(sendTo(j.GRPC)...))
 	begin := tracedClient(t, n, j)
 	b := container(t, n, app(t, n, "trap.wasm"), args("/app.wasm"))
 	var end func()
 	b.ctx, end = begin()
-	b.mustCreate(t)
-	b.mustStart(t)
-	if status := b.exit(t); status != 134 {
+	if status := b.live(t); status != 134 {
 		t.Errorf("exit status %d", status)
 	}
-	b.delete(t)
 	end()
 	s := ask(t, j, b.ID(), has(collector.Life...))
 	for _, span := range s.spans {
@@ -272,7 +266,7 @@ func TestJaegerMarksATrap(t *testing.T) {
 
 func TestJaegerHasExecsAndLinuxContainers(t *testing.T) {
 	j := useJaeger(t)
-	n := newNode(t, options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+j.GRPC, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"))
+	n := newNode(t, options(sendTo(j.GRPC)...))
 	b := idle(t, n)
 	b.runExec(t, "traced", nil, "/hello.wasm")
 	execs := func(s stored) map[string]collector.Span {
@@ -344,7 +338,7 @@ func TestJaegerHasWhatTheCollectorOfTheDocumentationHandsOn(t *testing.T) {
 // the container's.
 func TestJaegerHasTheLinksBetweenTraces(t *testing.T) {
 	j := useJaeger(t)
-	n := newNode(t, options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+j.GRPC, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"))
+	n := newNode(t, options(sendTo(j.GRPC)...))
 	img := app(t, n, "hello.wasm")
 	id := newID(t)
 	if out, err := n.Ctr(t.Context(), "run", "--rm", "--runtime="+node.Runtime, img.Name(), id, "/app.wasm").CombinedOutput(); err != nil || string(out) != "hello\n" {

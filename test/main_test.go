@@ -59,7 +59,12 @@ var (
 
 // telemetryEnv has spans sent to where the tests look for them.
 func telemetryEnv() []string {
-	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + spans.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"}
+	return sendTo(spans.Addr())
+}
+
+// sendTo has containerd and its shims send spans to an address, by gRPC and soon.
+func sendTo(addr string) []string {
+	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + addr, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200"}
 }
 
 func TestMain(m *testing.M) {
@@ -352,11 +357,17 @@ func (b *box) delete(t *testing.T) *containerd.ExitStatus {
 func run(t *testing.T, n *node.Node, img containerd.Image, opts ...oci.SpecOpts) (*box, uint32) {
 	t.Helper()
 	b := container(t, n, img, opts...)
+	return b, b.live(t)
+}
+
+// live runs a container from its creation to its deletion, and returns the exit status.
+func (b *box) live(t *testing.T) uint32 {
+	t.Helper()
 	b.mustCreate(t)
 	b.mustStart(t)
 	status := b.exit(t)
 	b.delete(t)
-	return b, status
+	return status
 }
 
 func args(a ...string) oci.SpecOpts { return oci.WithProcessArgs(a...) }

@@ -601,7 +601,7 @@ func TestTheContextOfTheKubeletIsTheContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	opts := options("OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.Addr(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc", "OTEL_BSP_SCHEDULE_DELAY=200")
+	opts := options(sendTo(c.Addr())...)
 	opts.CRI = true
 	n := newNode(t, opts)
 	podImages(t, n)

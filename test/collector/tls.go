@@ -26,15 +26,16 @@ type Files struct {
 // NewTLS makes an authority with certificates for a collector, which asks for one of
 // its clients, and for a client, whose files are put into dir.
 func NewTLS(dir string) (*tls.Config, Files, error) {
-	ca, caKey, err := certificate("authority", nil, nil)
+	until := time.Now().Add(24 * time.Hour)
+	ca, caKey, err := Certificate("authority", until, nil, nil)
 	if err != nil {
 		return nil, Files{}, err
 	}
-	server, serverKey, err := certificate("collector", ca, caKey)
+	server, serverKey, err := Certificate("collector", until, ca, caKey)
 	if err != nil {
 		return nil, Files{}, err
 	}
-	client, clientKey, err := certificate(Client, ca, caKey)
+	client, clientKey, err := Certificate(Client, until, ca, caKey)
 	if err != nil {
 		return nil, Files{}, err
 	}
@@ -61,8 +62,9 @@ func NewTLS(dir string) (*tls.Config, Files, error) {
 	}, files, nil
 }
 
-// certificate is signed by ca, or by itself as an authority when that is nil.
-func certificate(name string, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+// Certificate makes one for 127.0.0.1 that is valid until the given time, which may have
+// been: signed by ca, or by itself as an authority when that is nil.
+func Certificate(name string, until time.Time, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
@@ -74,8 +76,8 @@ func certificate(name string, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*x
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(24 * time.Hour),
+		NotBefore:    time.Unix(0, 0),
+		NotAfter:     until,
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
 		DNSNames:     []string{"localhost"},
 		KeyUsage:     x509.KeyUsageDigitalSignature,
