@@ -163,7 +163,7 @@ func TestTenThousandSpansOfAGuestAreInNobodysWay(t *testing.T) {
 		t.Errorf("status %d after %v, %q; untraced %d, %q", status, took, b.stdout, want, output)
 	}
 	t.Logf("traced: %s", b.stderr)
-	if got := residentKiB(t, shim); got > rss+16<<10 {
+	if got := residentKiB(t, shim); got > rss+heapKiB(t, 16<<10) {
 		t.Errorf("the shim has grown from %d to %d KiB", rss, got)
 	}
 	neighbour.mustStart(t)

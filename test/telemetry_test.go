@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/hostile"
@@ -579,6 +580,10 @@ func TestContainerdIsStoppedAndTheLogIsFull(t *testing.T) {
 	pid := shimPID(t, n, b.ID())
 	shim := shimClient(t, n, b.ID())
 	if err := syscall.Kill(n.Pid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// Until all its threads have stopped, one may empty the pipe.
+	if err := unix.Waitid(unix.P_PID, n.Pid(), nil, unix.WSTOPPED, nil); err != nil {
 		t.Fatal(err)
 	}
 	stopped := true
