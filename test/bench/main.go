@@ -48,6 +48,8 @@ func main() {
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
 	only := flag.String("only", "", "run only the contenders whose name contains this, beside the first")
 	traced := flag.Int("telemetry", 100, "containers of each kind to see what telemetry costs")
+	what := flag.String("run", "", "work: only the throughput of guests")
+	workRounds := flag.Int("work-rounds", 5, "how often each piece of work is done")
 	collect := flag.Bool("collect", false, "be the collector, until the standard input ends")
 	flag.Parse()
 	if *collect {
@@ -56,7 +58,7 @@ func main() {
 		}
 		return
 	}
-	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *traced, *only); err != nil {
+	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *traced, *only, *what, *workRounds); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
@@ -69,7 +71,7 @@ func install(bin string) (dir string, err error) {
 		return "", err
 	}
 	const shim = "containerd-shim-wazero-v1"
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", shim, filepath.Join("nowalls", shim)} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", shim, filepath.Join("nowalls", shim), "wazero"} {
 		data, e := os.ReadFile(filepath.Join(bin, name))
 		if e == nil {
 			e = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700)
@@ -85,7 +87,7 @@ func install(bin string) (dir string, err error) {
 	return dir, nil
 }
 
-func run(ctx context.Context, bin, guests string, rounds, tasks, traced int, only string) (err error) {
+func run(ctx context.Context, bin, guests string, rounds, tasks, traced int, only, what string, workRounds int) (err error) {
 	bin, err = filepath.Abs(bin)
 	if err != nil {
 		return err
@@ -110,6 +112,9 @@ func run(ctx context.Context, bin, guests string, rounds, tasks, traced int, onl
 		err = errors.Join(err, n.Close())
 	}()
 	ctx = n.Context(ctx)
+	if what == "work" {
+		return work(ctx, n, bin, guests, workRounds, only)
+	}
 	image := func(name, file string) containerd.Image {
 		data, e := os.ReadFile(filepath.Join(guests, file))
 		if e != nil {
