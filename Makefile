@@ -7,12 +7,13 @@ TEST_FLAGS  ?=
 BENCH_FLAGS ?=
 FUZZTIME    ?= 20000x
 
-version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+version := $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 revision := $(shell git rev-parse HEAD 2>/dev/null)
 module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
 # The kernel enters the program there: see internal/shim/gone.
 entry   := -E containerd_shim_wazero_entry
+ldflags := -s -w $(entry) -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)
 sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum
 
 # The pinned programs that tests, demo and benchmark use; each has a module of
@@ -38,10 +39,16 @@ help: ## list the targets
 build: $(shim) ## build the shim: one static binary in bin/
 
 $(shim): $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(entry) -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)' -o $@ ./cmd/containerd-shim-wazero-v1
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(ldflags)' -o $@ ./cmd/containerd-shim-wazero-v1
 
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
+
+dist: ## pack a release for amd64 and arm64 with its checksums, in dist/; the same commit gives the same bytes
+	GO='$(GO)' VERSION='$(version)' LDFLAGS='$(ldflags)' tools/dist
+
+dist-check: | qemu ## build it twice, from two clones, one with nothing cached, and hold the two against each other
+	tools/dist-check
 
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
@@ -76,6 +83,9 @@ bin/systemd: tools/cgroup2/systemd-root
 test-kubernetes: build $(containerd) bin/runc $(cni) $(kubernetes) guests ## run pods on a real kubelet, with etcd and the API server; needs root
 	cd test/kubernetes && $(GO) vet . && $(GO) test -count=1 -timeout 20m -parallel 8 $(TEST_FLAGS) .
 
+test-arm64: bin/libseccomp | qemu ## build and vet for arm64, and run the packages' own tests under qemu-user; needs root
+	tools/arm64/test
+
 test-jaeger: build $(containerd) bin/runc bin/jaeger guests ## run containers traced to a real Jaeger, and ask that; needs root
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 $(GO) test -count=1 -timeout 10m $(TEST_FLAGS) -run Jaeger .
 
@@ -94,7 +104,7 @@ lint: $(lint) ## run the linters
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
 
 bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && $(GO) build -trimpath -ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs -o ../../bin/ github.com/containerd/containerd/v2/cmd/$(@F)
@@ -191,7 +201,7 @@ bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
 # Programs from the distribution, installed where they are missing.
-wabt clang rust cc busybox seccomp:
+wabt clang rust cc busybox seccomp qemu:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
@@ -201,5 +211,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
+.PHONY: help build install dist dist-check demo test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp qemu
 .DEFAULT_GOAL := help
