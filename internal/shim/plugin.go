@@ -91,7 +91,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	state := stateDir(bundle)
-	cache, err := module.NewCache(filepath.Join(state, "modules"), instance.EngineVersion())
+	cache, err := module.NewCache(filepath.Join(state, "modules"), instance.CacheVersion())
 	if err != nil {
 		return nil, err
 	}
