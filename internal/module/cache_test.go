@@ -82,7 +82,7 @@ func get(ctx context.Context, c *Cache, f *os.File, compile Compiler) (*Artifact
 	if err != nil {
 		return nil, err
 	}
-	return c.Get(ctx, id, f, compile)
+	return c.Get(ctx, id, func(context.Context) (*os.File, error) { return os.Open(f.Name()) }, compile)
 }
 
 func assertEmpty(t *testing.T, c *Cache) {
@@ -354,7 +354,7 @@ func TestADroppedEntryIsCompiledAgain(t *testing.T) {
 	}
 	var count atomic.Int32
 	for range 2 {
-		a, err := c.Get(t.Context(), id, f, compiler(t, &count))
+		a, err := c.Get(t.Context(), id, func(context.Context) (*os.File, error) { return os.Open(f.Name()) }, compiler(t, &count))
 		if err != nil {
 			t.Fatal(err)
 		}

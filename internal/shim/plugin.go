@@ -90,7 +90,8 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := module.NewCache(filepath.Join(stateDir(bundle), "modules"), instance.CacheVersion())
+	state := stateDir(bundle)
+	cache, err := module.NewCache(filepath.Join(state, "modules"), instance.CacheVersion())
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,10 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return outbox.close()
 	})
 	task := &service{
-		host:  &host{stage: stage, cache: cache, outbox: outbox},
+		host: &host{
+			stage: stage, cache: cache, outbox: outbox, state: state,
+			containerd: os.Getenv(grpcAddressEnv), namespace: namespace,
+		},
 		linux: linux,
 		shutdown: func() {
 			// It is gone when Shutdown answers: containerd is about to tell the user

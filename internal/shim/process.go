@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -246,30 +247,34 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 // module is the process's: what it is called, which one it is, and the directory with
 // what it was compiled to.
 func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
-	var f *os.File
+	var m *program
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
-		entry, id, f, err = p.resolve(ctx, walls)
+		m, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
 		return entry, id, nil, err
 	}
-	defer f.Close()
+	defer m.close()
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, id, f)
+		compiled, err = p.compile(ctx, m)
 		return err
 	})
 	if err != nil {
-		err = fmt.Errorf("entry point %s: %w", entry.Path, err)
+		err = fmt.Errorf("entry point %s: %w", m.entry, err)
 	}
-	return entry, id, compiled, err
+	return m.entry, m.id, compiled, err
 }
 
-// resolve finds the module, and reads it for its digest.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, f *os.File, err error) {
-	entry, f, err = findEntry(ctx, walls.Open, p.spec)
+// resolve finds the module, and reads it for its digest if it is a file. The caller
+// closes it.
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, error) {
+	entry, f, err := findEntry(ctx, walls.Open, p.spec)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.findLayer(ctx, err)
+	}
 	if err != nil {
-		return entry, id, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModulePath.String(telemetry.Text(entry.Path)))
@@ -286,23 +291,24 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry modu
 	if err == nil && info.Size() > module.MaxSize {
 		err = fmt.Errorf("it has %d bytes: %d are the most: %w", info.Size(), int64(module.MaxSize), errdefs.ErrInvalidArgument)
 	}
+	var id module.Identity
 	if err == nil {
 		id, err = module.Identify(f)
 	}
 	if err != nil {
 		f.Close()
-		return entry, id, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return entry, id, f, nil
+	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
 }
 
-// compile returns the directory with what the module f was compiled to; or has it
+// compile returns the directory with what a module was compiled to; or has it
 // compiled.
-func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (*os.File, error) {
+func (p *process) compile(ctx context.Context, m *program) (*os.File, error) {
 	span := trace.SpanFromContext(ctx)
-	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	a, err := p.container.host.cache.Get(ctx, id, f, p.container.compilerOf(p.spec))
+	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
+	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compilerOf(p.spec))
 	if err != nil {
 		return nil, err
 	}
@@ -310,7 +316,7 @@ func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
 		if size, err := a.Size(); err == nil { // else the entry has just been dropped
 			span.SetAttributes(telemetry.CompiledSize.Int64(size))
-			telemetry.CacheLookup(ctx, a.Hit, id.Size, size)
+			telemetry.CacheLookup(ctx, a.Hit, m.id.Size, size)
 		}
 	}
 	return a.Dir, nil
