@@ -68,6 +68,7 @@ type bench struct {
 	*results
 	n          *node.Node
 	bin        string // the programs that are timed: a copy, see install
+	from       string // what they are a copy of
 	guests     string
 	host       *hostFile
 	contenders map[string]contender
@@ -183,7 +184,7 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if bin, err = filepath.Abs(bin); err != nil {
 		return nil, err
 	}
-	b := &bench{settings: s, results: &results{}, guests: guests}
+	b := &bench{settings: s, results: &results{}, from: bin, guests: guests}
 	if b.bin, err = install(bin); err != nil {
 		return nil, err
 	}

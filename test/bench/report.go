@@ -5,20 +5,20 @@ import (
 	"strings"
 )
 
-// A table is one in Markdown.
-type table struct {
+// markdown is a table.
+type markdown struct {
 	strings.Builder
 	columns int
 }
 
-func newTable(head ...string) *table {
-	t := &table{columns: len(head)}
+func newTable(head ...string) *markdown {
+	t := &markdown{columns: len(head)}
 	t.row(head...)
 	fmt.Fprintf(t, "|%s\n", strings.Repeat(" --- |", t.columns))
 	return t
 }
 
-func (t *table) row(cells ...string) {
+func (t *markdown) row(cells ...string) {
 	for i := range t.columns {
 		cell := ""
 		if i < len(cells) {
@@ -128,8 +128,8 @@ func furtherPSS(r *results) (measured, bool) {
 	return measured{estimate: estimate{e.Value * mb, e.Low * mb, e.High * mb}}, true
 }
 
-// A figure is a target with what a run has of it.
-type figure struct {
+// An outcome is a target with what a run has of it.
+type outcome struct {
 	Name    string  `json:"name"`
 	Target  float64 `json:"target"`
 	AtLeast bool    `json:"at_least,omitempty"`
@@ -138,8 +138,8 @@ type figure struct {
 	Met bool `json:"met"`
 }
 
-// figures are those that results have samples for.
-func figures(r *results) (all []figure) {
+// outcomes are those that results have samples for.
+func outcomes(r *results) (all []outcome) {
 	for _, t := range targets {
 		m, ok := t.measure(r)
 		if !ok {
@@ -150,13 +150,13 @@ func figures(r *results) (all []figure) {
 		if t.atLeast {
 			met = m.Value >= t.bound
 		}
-		all = append(all, figure{name, t.bound, t.atLeast, t.unit, m.estimate, met})
+		all = append(all, outcome{name, t.bound, t.atLeast, t.unit, m.estimate, met})
 	}
 	return all
 }
 
 // verdict says whether a target is met, and whether another run might say otherwise.
-func (f figure) verdict() string {
+func (f outcome) verdict() string {
 	text := "**no**"
 	if f.Met {
 		text = "yes"
@@ -168,7 +168,7 @@ func (f figure) verdict() string {
 }
 
 func targetTable(r *results) string {
-	all := figures(r)
+	all := outcomes(r)
 	if len(all) == 0 {
 		return ""
 	}
