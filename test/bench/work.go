@@ -263,8 +263,19 @@ func (w *workbench) read(do func(stdout, stderr string) error) (figures []figure
 			break
 		}
 		held = append(held, hold)
+		fd := int(r.Fd())
+		if err = unix.SetNonblock(fd, false); err != nil { // a thread that does nothing else
+			r.Close()
+			break
+		}
 		copies.Go(func() {
-			_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{r}, make([]byte, 1<<16))
+			buf := make([]byte, 1<<16)
+			n, err := 1, error(nil)
+			for n > 0 || errors.Is(err, unix.EINTR) {
+				if n, err = unix.Read(fd, buf); n > 0 {
+					_, _ = to.Write(buf[:n]) // neither can fail
+				}
+			}
 			errs[i] = errors.Join(err, r.Close())
 		})
 	}
