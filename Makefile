@@ -28,7 +28,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/work.wasm bin/guests/work-static bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-go.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/work.wasm bin/guests/work-static bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +84,7 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 		echo "=== $$target, $$package"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; done; done
 
 bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
-	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
+	@$(GO) run ./test/bench -bin bin -o bin/bench.jsonl $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
 	$(lint) run ./...
@@ -135,6 +135,9 @@ bin/guests/%.wasm: test/guests/wat/%.wat | wabt
 
 bin/guests/probe.wasm: test/guests/probe/main.go
 	GOOS=wasip1 GOARCH=wasm $(GO) build -o $@ ./test/guests/probe
+
+bin/guests/hello-go.wasm: test/guests/hello/main.go
+	GOOS=wasip1 GOARCH=wasm $(GO) build -o $@ ./test/guests/hello
 
 bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
