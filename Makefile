@@ -28,7 +28,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-go.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-go.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/work.wasm bin/guests/work-static bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,7 +83,7 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 	@for package in $$($(GO) list ./internal/...); do for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 		echo "=== $$target, $$package"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; done; done
 
-bench: build bin/nowalls/containerd-shim-wazero-v1 bin/symbols/containerd-shim-wazero-v1 $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
+bench: build bin/nowalls/containerd-shim-wazero-v1 bin/symbols/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin -o bin/bench.jsonl $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
@@ -165,6 +165,19 @@ bin/guests/observe-rust.wasm: test/guests/observe/rust/main.rs bindings/rust/src
 
 bin/logger: test/logger/main.go go.mod
 	CGO_ENABLED=0 $(GO) build -o $@ ./test/logger
+
+# Work to be timed: the same source as a module and as a program.
+bin/guests/work.wasm: test/guests/work/work.c | clang
+	@mkdir -p $(@D)
+	clang --target=wasm32-wasi -O2 -Wall -o $@ $<
+
+bin/guests/work-static: test/guests/work/work.c | cc
+	@mkdir -p $(@D)
+	cc -O2 -Wall -ffp-contract=off -static -s -o $@ $< -lm
+
+# The engine's own command, of the version that the shim has, and built as it is.
+bin/wazero: go.mod go.sum
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/tetratelabs/wazero/cmd/wazero
 
 bin/guests/%-static: test/guests/c/%.c | cc
 	@mkdir -p $(@D)

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/signal"
@@ -46,6 +47,7 @@ var sections = []section{
 	{"walls", "what the walls cost", walls, wallsTable},
 	{"telemetry", "what telemetry costs", telemetry, telemetryTable},
 	{"rate", "tasks per second", rate, rateTable},
+	{"work", "throughput of guests, beside wazero's own command and a program under runc", work, workTable},
 	{"memory", "memory of running containers, a shim for each, and of a further one in a pod", memory, memoryTable},
 	{"idle", "processor time of idle containers", idle, idleTable},
 	{"scale", "what a container costs beside few and many others", scale, scaleTable},
@@ -57,6 +59,7 @@ var sections = []section{
 // settings are how much is measured.
 type settings struct {
 	rounds, tasks, blocks, containers, pods int
+	work                                    int
 	nodeCounts, podCounts                   []int
 	settle, idle                            time.Duration
 	traced, telemetry                       int
@@ -94,6 +97,7 @@ func main() {
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
+	flag.IntVar(&s.work, "work", 6, "how often each piece of work is done by each")
 	document := flag.String("write", "", "run nothing: put the tables into these `files`, of the output files that are the arguments")
 	collect := flag.Bool("collect", false, "be the collector, until the standard input ends")
 	flag.Parse()
@@ -240,8 +244,12 @@ func install(bin string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "bench"); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"containerd", runcShim, "runc", wazeroShim, bareShim} {
+	always := []string{"containerd", runcShim, "runc", wazeroShim}
+	for _, name := range append(always, bareShim, "wazero") {
 		data, e := os.ReadFile(filepath.Join(bin, name))
+		if errors.Is(e, fs.ErrNotExist) && !slices.Contains(always, name) {
+			continue // a section that needs it will say so
+		}
 		if e == nil {
 			e = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700)
 		}
@@ -322,7 +330,15 @@ func (b *bench) left(ctx context.Context) error {
 	for _, c := range containers {
 		errs = append(errs, fmt.Errorf("container %s", c.ID()))
 	}
-	running, err := families(filepath.Join(b.bin, wazeroShim), filepath.Join(b.bin, bareShim), filepath.Join(b.bin, runcShim), filepath.Join(b.bin, "runc"))
+	programs, err := filepath.Glob(b.bin + "/*shim*")
+	if err != nil {
+		return err
+	}
+	without, err := filepath.Glob(filepath.Join(b.bin, bareShim))
+	if err != nil {
+		return err
+	}
+	running, err := families(slices.Concat(programs, without, []string{filepath.Join(b.bin, "runc")})...)
 	if err != nil {
 		return err
 	}

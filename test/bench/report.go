@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -140,7 +141,15 @@ type outcome struct {
 
 // outcomes are those that results have samples for.
 func outcomes(r *results) (all []outcome) {
-	for _, t := range targets {
+	wanted := slices.Clone(targets)
+	for _, s := range r.samples {
+		if s.Section == "work" && s.Who == bareWazero {
+			wanted = append(wanted, target{"work of a guest: " + s.What, 1.03, false, "× `wazero run`", func(r *results) (measured, bool) {
+				return compare(r.of("work", shimWazero, 0, s.What), s.Values, median, measured{})
+			}})
+		}
+	}
+	for _, t := range wanted {
 		m, ok := t.measure(r)
 		if !ok {
 			continue
