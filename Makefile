@@ -31,7 +31,7 @@ installed       := $(shell containerd --version 2>/dev/null | grep -E ' v?2\.4\.
 demo_containerd := $(if $(installed),,bin/containerd bin/ctr)
 
 wat    := $(patsubst test/guests/wat/%.wat,bin/guests/%.wasm,$(wildcard test/guests/wat/*.wat))
-guests := $(wat) bin/guests/probe.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/work.wasm bin/guests/work-static bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
+guests := $(wat) bin/guests/probe.wasm bin/guests/hello-go.wasm bin/guests/hello-c.wasm bin/guests/files-c.wasm bin/guests/cat-c.wasm bin/guests/wasi-c.wasm bin/guests/preview1-c.wasm bin/guests/memory-c.wasm bin/guests/limits-c.wasm bin/guests/observe-go.wasm bin/guests/observe-c.wasm bin/guests/observe-rust.wasm bin/guests/work.wasm bin/guests/work-static bin/guests/hello-static bin/guests/pause-static bin/guests/neighbour-static bin/guests/busybox bin/guests/esbuild.wasm bin/guests/esbuild bin/logger bin/libseccomp
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,8 +95,8 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 	@for package in $$($(GO) list ./internal/...); do for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 		echo "=== $$target, $$package"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; done; done
 
-bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
-	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
+bench: build bin/nowalls/containerd-shim-wazero-v1 bin/symbols/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
+	@$(GO) run ./test/bench -bin bin -o bin/bench.jsonl $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
 	$(lint) run ./...
@@ -139,6 +139,13 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 bin/nowalls/containerd-shim-wazero-v1: $(sources)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w $(entry)' -o $@ ./cmd/containerd-shim-wazero-v1
 
+# The shim as it is shipped, with the symbols that say what is in it.
+bin/symbols/containerd-shim-wazero-v1: $(sources)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/containerd-shim-wazero-v1
+
+performance: ## put what "make bench" has measured into the documentation
+	@$(GO) run ./test/bench -write docs/performance.md,README.md $(or $(BENCH_OUTPUT),bin/bench.jsonl)
+
 guests: $(guests)
 
 bin/guests/%.wasm: test/guests/wat/%.wat | wabt
@@ -147,6 +154,9 @@ bin/guests/%.wasm: test/guests/wat/%.wat | wabt
 
 bin/guests/probe.wasm: test/guests/probe/main.go
 	GOOS=wasip1 GOARCH=wasm $(GO) build -o $@ ./test/guests/probe
+
+bin/guests/hello-go.wasm: test/guests/hello/main.go
+	GOOS=wasip1 GOARCH=wasm $(GO) build -o $@ ./test/guests/hello
 
 bin/guests/%-c.wasm: test/guests/c/%.c | clang
 	@mkdir -p $(@D)
@@ -211,5 +221,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install dist dist-check demo test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp qemu
+.PHONY: help build install dist dist-check demo performance test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench image lint clean guests wabt clang rust cc busybox seccomp qemu
 .DEFAULT_GOAL := help

@@ -1,9 +1,13 @@
 // Command bench runs this shim and containerd's own by turns, in one run on one
-// containerd, and prints what each step costs and what a running container
-// takes. Only the ratios mean anything: the machine is what it is.
+// containerd, and prints what each step costs and what running containers take.
+// Only the ratios mean anything: the machine is what it is.
 //
 // Both run the same specification: namespaces, limits, snapshotter. The Linux
 // container runs a static C program that does what the module does.
+//
+// What it measures are sections, a file for each or for those that belong together.
+// All they have measured is written to a file, one JSON value a line, of which
+// `bench -write` makes the tables of the documentation.
 package main
 
 import (
@@ -11,57 +15,227 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
-	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/containerd/v2/pkg/cio"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
-// A contender is a runtime with a program for it.
-type contender struct {
-	name, runtime string
-	image         containerd.Image
-	args, idle    []string
-	pod           string // whose shim to use; its own where empty
+// A section is a part of the benchmark that can be run alone.
+type section struct {
+	name  string
+	about string
+	run   func(context.Context, *bench) error
+	table func(*results) string // in Markdown
 }
 
-var steps = []string{"create", "start", "exit", "delete", "total"}
+// In the order in which they are run. What is timed comes before what fills the
+// machine.
+var sections = []section{
+	{"start", "create to delete, a shim for each container", start, startTable},
+	{"pod", "create to delete of a further container on a pod's shim", pod, podTable},
+	{"walls", "what the walls cost", walls, wallsTable},
+	{"telemetry", "what telemetry costs", telemetry, telemetryTable},
+	{"rate", "tasks per second", rate, rateTable},
+	{"work", "throughput of guests, beside wazero's own command and a program under runc", work, workTable},
+	{"memory", "memory of running containers, a shim for each, and of a further one in a pod", memory, memoryTable},
+	{"idle", "processor time of idle containers", idle, idleTable},
+	{"scale", "what a container costs beside few and many others", scale, scaleTable},
+	{"podscale", "the same in a pod", podScale, podScaleTable},
+	{waterfallSection, "where the time of a start goes", waterfall, waterfallTable},
+	{"size", "size of the binary, by module", size, sizeTable},
+}
+
+// settings are how much is measured.
+type settings struct {
+	rounds, tasks, blocks, containers, pods int
+	work                                    int
+	nodeCounts, podCounts                   []int
+	settle, idle                            time.Duration
+	traced, telemetry                       int
+}
+
+// A bench is a run.
+type bench struct {
+	settings
+	*results
+	n          *node.Node
+	bin        string // the programs that are timed: a copy, see install
+	from       string // what they are a copy of
+	guests     string
+	host       *hostFile
+	contenders map[string]contender
+	ids        atomic.Int64
+}
 
 func main() {
 	log.SetFlags(0)
+	log.SetPrefix("bench: ")
+	var s settings
 	bin := flag.String("bin", "bin", "directory with containerd, runc and the shims")
-	rounds := flag.Int("n", 60, "containers of each kind, one at a time")
-	tasks := flag.Int("tasks", 60, "containers of each kind for each throughput figure")
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
-	only := flag.String("only", "", "run only the contenders whose name contains this, beside the first")
-	traced := flag.Int("telemetry", 100, "containers of each kind to see what telemetry costs")
-	what := flag.String("run", "", "work: only the throughput of guests")
-	workRounds := flag.Int("work-rounds", 5, "how often each piece of work is done")
+	only := flag.String("run", "", "run only these `sections`, with commas between them:\n"+list())
+	out := flag.String("o", "", "write what was measured to this `file` as well, as JSON lines")
+	flag.IntVar(&s.rounds, "n", 60, "containers of each kind, one at a time")
+	flag.IntVar(&s.tasks, "tasks", 40, "containers of each kind in each block of the throughput")
+	flag.IntVar(&s.blocks, "blocks", 5, "blocks of each kind for the throughput, by turns")
+	flag.IntVar(&s.containers, "containers", 100, "running containers of each kind for memory and idle processor time")
+	flag.IntVar(&s.pods, "pods", 5, "pods of each kind to see what a further container takes")
+	flag.Func("counts", "`numbers` of containers on the node for the section scale (default 1,10,100,500)", numbers(&s.nodeCounts, 1, 10, 100, 500))
+	flag.Func("podcounts", "`numbers` of containers in a pod for the section podscale (default 1,10,50)", numbers(&s.podCounts, 1, 10, 50))
+	flag.DurationVar(&s.settle, "settle", 5*time.Second, "how long to let running containers settle")
+	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
+	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
+	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
+	flag.IntVar(&s.work, "work", 6, "how often each piece of work is done by each")
+	document := flag.String("write", "", "run nothing: put the tables into these `files`, of the output files that are the arguments")
 	collect := flag.Bool("collect", false, "be the collector, until the standard input ends")
 	flag.Parse()
-	if *collect {
-		if err := serve(); err != nil {
-			log.Fatal("bench: collector: ", err)
-		}
-		return
+	var err error
+	switch {
+	case *collect:
+		err = serve()
+	case *document != "":
+		err = writeDocuments(strings.Split(*document, ","), flag.Args())
+	case flag.NArg() > 0:
+		err = fmt.Errorf("%q: there are no arguments but with -write", flag.Args())
+	default:
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		err = report(ctx, s, *bin, *guests, *only, *out)
 	}
-	if err := run(context.Background(), *bin, *guests, *rounds, *tasks, *traced, *only, *what, *workRounds); err != nil {
-		log.Fatal("bench: ", err)
+	if err != nil {
+		log.Fatal(err)
 	}
 }
+
+func list() string {
+	var b strings.Builder
+	for _, s := range sections {
+		fmt.Fprintf(&b, "  %-10s %s\n", s.name, s.about)
+	}
+	return b.String()
+}
+
+// numbers is a flag that is a list of them.
+func numbers(to *[]int, otherwise ...int) func(string) error {
+	*to = otherwise
+	return func(text string) error {
+		*to = nil
+		for _, word := range strings.Split(text, ",") {
+			var n int
+			if _, err := fmt.Sscan(word, &n); err != nil || n < 1 {
+				return fmt.Errorf("%q is no number of containers", word)
+			}
+			*to = append(*to, n)
+		}
+		if !slices.IsSorted(*to) {
+			return errors.New("each has to be more than the one before it")
+		}
+		return nil
+	}
+}
+
+// choose are the sections of the given names, all if there are none.
+func choose(names string) (chosen []section, err error) {
+	if names == "" {
+		return sections, nil
+	}
+	for _, name := range strings.Split(names, ",") {
+		i := slices.IndexFunc(sections, func(s section) bool { return s.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no section %q; there are\n%s", name, list())
+		}
+		chosen = append(chosen, sections[i])
+	}
+	return chosen, nil
+}
+
+// report runs sections, prints their tables as they come, and the targets.
+func report(ctx context.Context, s settings, bin, guests, only, out string) error {
+	chosen, err := choose(only)
+	if err != nil {
+		return err
+	}
+	all, err := run(ctx, s, bin, guests, chosen, func(s section, r *results, took time.Duration) {
+		log.Printf("%s took %.0f s", s.name, took.Seconds())
+		fmt.Printf("## %s\n\n%s\n", s.name, s.table(r))
+	})
+	if err != nil {
+		return err
+	}
+	if targets := targetTable(all); targets != "" {
+		fmt.Printf("## targets\n\n%s\n%s", targets, machineTable(all))
+	}
+	if out != "" {
+		return all.save(out)
+	}
+	return nil
+}
+
+// run runs sections, and calls done after each.
+func run(ctx context.Context, s settings, bin, guests string, chosen []section, done func(section, *results, time.Duration)) (_ *results, err error) {
+	if bin, err = filepath.Abs(bin); err != nil {
+		return nil, err
+	}
+	b := &bench{settings: s, results: &results{}, from: bin, guests: guests}
+	if b.bin, err = install(bin); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.bin)) }()
+	if b.host, err = newHostFile(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.host.remove()) }()
+	if b.n, err = node.Start(ctx, node.Options{Bin: b.bin, Shim: b.bin, Env: []string{b.host.env()}}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			log.Print(b.n.Log())
+		}
+		dir := b.n.Dir
+		err = errors.Join(err, b.n.Close(), gone(dir))
+	}()
+	ctx = b.n.Context(ctx)
+	if b.contenders, err = b.enter(ctx, b.n); err != nil {
+		return nil, err
+	}
+	if b.Machine, err = thisMachine(b); err != nil {
+		return nil, err
+	}
+	for _, c := range b.contenders { // compiles its module
+		if _, err := life(ctx, b.n.Client, c, b.id()); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	for _, s := range chosen {
+		began := time.Now()
+		if err := s.run(ctx, b); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		}
+		if err := b.clean(ctx); err != nil {
+			return nil, fmt.Errorf("%s has left something behind: %w", s.name, err)
+		}
+		if done != nil {
+			done(s, b.results, time.Since(began))
+		}
+	}
+	return b.results, nil
+}
+
+// id is one that no other container of the run has.
+func (b *bench) id() string { return fmt.Sprintf("b%d", b.ids.Add(1)) }
 
 // install copies the programs that are timed into a directory of their own, as an
 // installation does. What the linker has written is in the page cache in small
@@ -70,9 +244,12 @@ func install(bin string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "bench"); err != nil {
 		return "", err
 	}
-	const shim = "containerd-shim-wazero-v1"
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", shim, filepath.Join("nowalls", shim), "wazero"} {
+	always := []string{"containerd", runcShim, "runc", wazeroShim}
+	for _, name := range append(always, bareShim, "wazero") {
 		data, e := os.ReadFile(filepath.Join(bin, name))
+		if errors.Is(e, fs.ErrNotExist) && !slices.Contains(always, name) {
+			continue // a section that needs it will say so
+		}
 		if e == nil {
 			e = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700)
 		}
@@ -87,324 +264,122 @@ func install(bin string) (dir string, err error) {
 	return dir, nil
 }
 
-func run(ctx context.Context, bin, guests string, rounds, tasks, traced int, only, what string, workRounds int) (err error) {
-	bin, err = filepath.Abs(bin)
-	if err != nil {
-		return err
-	}
-	if bin, err = install(bin); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(bin)) }()
-	host, err := newHostFile()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, host.remove()) }()
-	n, err := node.Start(ctx, node.Options{Bin: bin, Shim: bin, Env: []string{host.env()}})
-	if err != nil {
-		return err
-	}
-	defer func() {
+// The shims.
+const (
+	runcShim   = "containerd-shim-runc-v2"
+	wazeroShim = "containerd-shim-wazero-v1"
+)
+
+// bareShim is the one without walls.
+var bareShim = filepath.Join("nowalls", wazeroShim)
+
+// enter makes the images of those who run against each other.
+func (b *bench) enter(ctx context.Context, n *node.Node) (map[string]contender, error) {
+	runc, wazero := []string{filepath.Join(b.bin, runcShim)}, []string{filepath.Join(b.bin, wazeroShim)}
+	all := map[string]contender{}
+	for _, e := range []struct {
+		name, file, runtime string
+		idle                []string
+		programs            []string
+	}{
+		{runcC, "hello-static", "io.containerd.runc.v2", []string{"/app", "idle"}, runc},
+		{tiny, "hello.wasm", node.Runtime, nil, wazero},
+		{wasmC, "hello-c.wasm", node.Runtime, []string{"/app", "idle"}, wazero},
+		{wasmGo, "hello-go.wasm", node.Runtime, []string{"/app", "idle"}, wazero},
+	} {
+		data, err := os.ReadFile(filepath.Join(b.guests, e.file))
 		if err != nil {
-			log.Print(n.Log())
+			return nil, err
 		}
-		err = errors.Join(err, n.Close())
-	}()
-	ctx = n.Context(ctx)
-	if what == "work" {
-		return work(ctx, n, bin, guests, workRounds, only)
-	}
-	image := func(name, file string) containerd.Image {
-		data, e := os.ReadFile(filepath.Join(guests, file))
-		if e != nil {
-			err = errors.Join(err, e)
-			return nil
-		}
-		f := node.Regular("app", data)
-		f.Mode = 0o755
-		i, e := n.Image(ctx, name, ocispec.ImageConfig{}, f)
-		err = errors.Join(err, e)
-		return i
-	}
-	contenders := []contender{
-		{"runc, static C", "io.containerd.runc.v2", image("c", "hello-static"), []string{"/app"}, []string{"/app", "idle"}, ""},
-		{"wazero, tiny module", node.Runtime, image("wat", "hello.wasm"), []string{"/app"}, nil, ""},
-		{"wazero, C module", node.Runtime, image("cwasm", "hello-c.wasm"), []string{"/app"}, []string{"/app", "idle"}, ""},
-		{"wazero, Go module", node.Runtime, image("gowasm", "probe.wasm"), []string{"/app", "print", "hello"}, []string{"/app", "idle"}, ""},
-	}
-	// The same program without its walls. A runtime may be named by its file.
-	walled := []contender{contenders[1]}
-	bare := contenders[1]
-	bare.name, bare.runtime = "the same, no walls", filepath.Join(bin, "nowalls", "containerd-shim-wazero-v1")
-	walled = append(walled, bare)
-	if err != nil {
-		return err
-	}
-	contenders = slices.DeleteFunc(contenders, func(c contender) bool {
-		return c.runtime == node.Runtime && !strings.Contains(c.name, only)
-	})
-	fmt.Printf("%d containers of each kind, by turns; milliseconds, p50 (p95), and p50 over runc's\n\n", rounds)
-	if err := byTurns(ctx, n.Client, contenders, rounds, "b"); err != nil {
-		return err
-	}
-	fmt.Printf("\nthe same for a further container in a running pod, on the pod's shim\n\n")
-	for i := range contenders {
-		pod, e := startPod(ctx, n.Client, contenders[0], contenders[i].runtime, fmt.Sprintf("pod%d", i))
-		if e != nil {
-			return fmt.Errorf("pod of %s: %w", contenders[i].name, e)
-		}
-		defer func() { err = errors.Join(err, pod.end(ctx)) }()
-		contenders[i].pod = pod.ID()
-	}
-	if err := byTurns(ctx, n.Client, contenders, rounds, "s"); err != nil {
-		return err
-	}
-	for i := range contenders {
-		contenders[i].pod = ""
-	}
-	fmt.Printf("\nwhat the walls cost, with them and without\n\n")
-	if err := byTurns(ctx, n.Client, walled, rounds, "w"); err != nil {
-		return err
-	}
-	fmt.Printf("\nwhat telemetry costs: %d containers of each kind, by turns; milliseconds, and what it is over none\n\n", traced)
-	if err := telemetry(ctx, n.Client, walled[0], host, traced); err != nil {
-		return err
-	}
-	fmt.Printf("\ntasks per second, create to delete, %d each\n\n", tasks)
-	for _, parallel := range []int{1, 4} {
-		var base float64
-		for i, c := range contenders {
-			rate, err := throughput(ctx, n.Client, c, tasks, parallel, fmt.Sprintf("p%d-%d", parallel, i))
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			if i == 0 {
-				base = rate
-			}
-			fmt.Printf("| %d in parallel | %-20s | %6.1f/s %5.2f |\n", parallel, c.name, rate, rate/base)
-		}
-	}
-	fmt.Printf("\nmemory of one running container, shim and all, KiB\n\n")
-	var base float64
-	for i, c := range contenders {
-		if c.idle == nil {
-			continue
-		}
-		pss, private, err := memory(ctx, n.Client, c, fmt.Sprintf("m%d", i))
+		image, err := n.Image(ctx, e.file, ocispec.ImageConfig{}, node.Program("app", data))
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			return nil, fmt.Errorf("%s: %w", e.name, err)
 		}
-		if i == 0 {
-			base = float64(pss)
+		all[e.name] = contender{name: e.name, runtime: e.runtime, image: image, args: []string{"/app"}, idle: e.idle, programs: e.programs}
+	}
+	return all, nil
+}
+
+// those are the contenders of the given names.
+func (b *bench) those(names ...string) (all []contender) {
+	for _, name := range names {
+		all = append(all, b.contenders[name])
+	}
+	return all
+}
+
+// clean tells what containers have left behind, or are still there. Shims may take
+// a moment to end: they do that after their last reply.
+func (b *bench) clean(ctx context.Context) error {
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		err := b.left(ctx)
+		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
 		}
-		fmt.Printf("| %-20s | proportional %6d %5.2f | private %6d |\n", c.name, pss, float64(pss)/base, private)
+		time.Sleep(50 * time.Millisecond)
 	}
-	return nil
 }
 
-// byTurns runs containers one at a time and prints what each step took.
-func byTurns(ctx context.Context, client *containerd.Client, contenders []contender, rounds int, prefix string) error {
-	times := make([]map[string][]time.Duration, len(contenders))
-	for i := range times {
-		times[i] = map[string][]time.Duration{}
-	}
-	for round := range rounds + 3 {
-		for i, c := range contenders {
-			t, err := life(ctx, client, c, fmt.Sprintf("%s%d-%d", prefix, i, round))
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			if round < 3 {
-				continue // warm: the compile cache, the page cache
-			}
-			for k, step := range steps {
-				times[i][step] = append(times[i][step], t[k])
-			}
-		}
-	}
-	fmt.Printf("| %-20s |", "")
-	for _, step := range steps {
-		fmt.Printf(" %-20s |", step)
-	}
-	fmt.Println()
-	for i, c := range contenders {
-		fmt.Printf("| %-20s |", c.name)
-		for _, step := range steps {
-			p50, p95 := quantile(times[i][step], 0.5), quantile(times[i][step], 0.95)
-			fmt.Printf(" %6.1f (%6.1f) %5.2f |", ms(p50), ms(p95), float64(p50)/float64(quantile(times[0][step], 0.5)))
-		}
-		fmt.Println()
-	}
-	return nil
-}
-
-// A pod is a running container whose shim others are put on, the way CRI does it:
-// by a sandbox of the same id.
-type pod struct {
-	containerd.Container
-	task    containerd.Task
-	sandbox sandbox.Store
-}
-
-// startPod starts a pod whose first container is an idle Linux one.
-func startPod(ctx context.Context, client *containerd.Client, pause contender, runtime, id string) (*pod, error) {
-	p := &pod{sandbox: client.SandboxStore()}
-	if _, err := p.sandbox.Create(ctx, sandbox.Sandbox{ID: id, Runtime: sandbox.RuntimeOpts{Name: runtime}, Sandboxer: "podsandbox"}); err != nil {
-		return nil, err
-	}
-	pause.runtime, pause.pod = runtime, ""
-	container, err := pause.create(ctx, client, id, pause.idle)
+func (b *bench) left(ctx context.Context) error {
+	var errs []error
+	containers, err := b.n.Client.Containers(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p.Container = container
-	if p.task, err = container.NewTask(ctx, cio.NullIO); err != nil {
-		return nil, err
+	for _, c := range containers {
+		errs = append(errs, fmt.Errorf("container %s", c.ID()))
 	}
-	return p, p.task.Start(ctx)
-}
-
-func (p *pod) end(ctx context.Context) error {
-	_, err := p.task.Delete(ctx, containerd.WithProcessKill)
-	return errors.Join(err, p.Delete(ctx, containerd.WithSnapshotCleanup), p.sandbox.Delete(ctx, p.ID()))
-}
-
-// spec is the same for every contender: containerd's default namespaces and
-// mounts, and the limits a pod commonly has.
-func (c contender) spec(args []string) containerd.NewContainerOpts {
-	return containerd.WithNewSpec(oci.WithImageConfig(c.image), oci.WithProcessArgs(args...),
-		oci.WithMemoryLimit(256<<20), oci.WithCPUShares(512), oci.WithCPUCFS(200000, 100000), oci.WithPidsLimit(512))
-}
-
-func (c contender) create(ctx context.Context, client *containerd.Client, id string, args []string) (containerd.Container, error) {
-	opts := []containerd.NewContainerOpts{
-		containerd.WithImage(c.image), containerd.WithNewSnapshot(id, c.image), containerd.WithRuntime(c.runtime, nil), c.spec(args),
-	}
-	if c.pod != "" {
-		opts = append(opts, containerd.WithSandbox(c.pod))
-	}
-	return client.NewContainer(ctx, id, opts...)
-}
-
-// life runs one container and times its steps. Metadata and snapshot are made
-// before and removed after: they are the same for all.
-func life(ctx context.Context, client *containerd.Client, c contender, id string) (t [5]time.Duration, err error) {
-	container, err := c.create(ctx, client, id, c.args)
+	programs, err := filepath.Glob(b.bin + "/*shim*")
 	if err != nil {
-		return t, err
+		return err
 	}
-	defer func() { err = errors.Join(err, container.Delete(ctx, containerd.WithSnapshotCleanup)) }()
-	began := time.Now()
-	task, err := container.NewTask(ctx, cio.NullIO)
+	without, err := filepath.Glob(filepath.Join(b.bin, bareShim))
 	if err != nil {
-		return t, err
+		return err
 	}
-	t[0] = time.Since(began)
-	exit, err := task.Wait(ctx)
+	running, err := families(slices.Concat(programs, without, []string{filepath.Join(b.bin, "runc")})...)
 	if err != nil {
-		return t, err
+		return err
 	}
-	at := time.Now()
-	if err := task.Start(ctx); err != nil {
-		return t, err
+	for _, f := range running {
+		errs = append(errs, fmt.Errorf("processes %v", f))
 	}
-	t[1] = time.Since(at)
-	at = time.Now()
-	status := <-exit
-	t[2] = time.Since(at)
-	at = time.Now()
-	if _, err := task.Delete(ctx); err != nil {
-		return t, err
-	}
-	t[3] = time.Since(at)
-	t[4] = time.Since(began)
-	if code, _, err := status.Result(); err != nil || code != 0 {
-		return t, fmt.Errorf("exit status %d: %w", code, err)
-	}
-	return t, nil
-}
-
-func throughput(ctx context.Context, client *containerd.Client, c contender, tasks, parallel int, prefix string) (float64, error) {
-	work := make(chan int)
-	errs := make(chan error, parallel)
-	var wg sync.WaitGroup
-	began := time.Now()
-	for range parallel {
-		wg.Go(func() {
-			for i := range work {
-				if _, err := life(ctx, client, c, fmt.Sprintf("%s-%d", prefix, i)); err != nil {
-					select {
-					case errs <- err:
-					default:
-					}
-				}
-			}
-		})
-	}
-	for i := range tasks {
-		work <- i
-	}
-	close(work)
-	wg.Wait()
-	select {
-	case err := <-errs:
-		return 0, err
-	default:
-		return float64(tasks) / time.Since(began).Seconds(), nil
-	}
-}
-
-// memory is the proportional and private memory of all processes of a running
-// container, in KiB.
-func memory(ctx context.Context, client *containerd.Client, c contender, id string) (pss, private int, err error) {
-	container, err := c.create(ctx, client, id, c.idle)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	defer func() { err = errors.Join(err, container.Delete(ctx, containerd.WithSnapshotCleanup)) }()
-	task, err := container.NewTask(ctx, cio.NullIO)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer func() {
-		_, e := task.Delete(ctx, containerd.WithProcessKill)
-		err = errors.Join(err, e)
-	}()
-	if err := task.Start(ctx); err != nil {
-		return 0, 0, err
-	}
-	time.Sleep(2 * time.Second) // let it settle
-	// The shim runs in the bundle's directory or is the parent of the task.
-	out, err := exec.Command("ps", "-o", "ppid=", "-p", strconv.Itoa(int(task.Pid()))).Output()
-	if err != nil {
-		return 0, 0, err
-	}
-	for _, pid := range []string{strings.TrimSpace(string(out)), strconv.Itoa(int(task.Pid()))} {
-		rollup, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
-		if err != nil {
-			return 0, 0, err
-		}
-		for _, line := range strings.Split(string(rollup), "\n") {
-			f := strings.Fields(line)
-			if len(f) < 2 {
-				continue
-			}
-			kib, _ := strconv.Atoi(f[1]) // the first line is not of this form
-			switch f[0] {
-			case "Pss:":
-				pss += kib
-			case "Private_Clean:", "Private_Dirty:":
-				private += kib
-			}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], b.n.Dir+"/state/") {
+			errs = append(errs, fmt.Errorf("mount %s", f[4]))
 		}
 	}
-	return pss, private, nil
+	for _, pattern := range []string{
+		"/sys/fs/cgroup/*/" + node.Namespace + "/*/", "/sys/fs/cgroup/" + node.Namespace + "/*/", "/run/containerd/runc/" + node.Namespace + "/*",
+		b.n.SocketDir() + "/*", b.n.Dir + "/fifo/*", b.n.Bundle("*"),
+	} {
+		paths, err := filepath.Glob(pattern)
+		errs = append(errs, err)
+		for _, p := range paths {
+			errs = append(errs, errors.New(p))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-func quantile(d []time.Duration, q float64) time.Duration {
-	d = slices.Sorted(slices.Values(d))
-	return d[int(q*float64(len(d)-1)+0.5)]
+// gone removes the cgroups that contained those of all containers, which runc and
+// containerd leave, and tells what else of a node is still there.
+func gone(dir string) error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + node.Namespace, "/sys/fs/cgroup/" + node.Namespace, "/run/containerd/runc/" + node.Namespace} {
+		paths, err := filepath.Glob(pattern)
+		errs = append(errs, err)
+		for _, p := range paths {
+			errs = append(errs, os.Remove(p)) // fails if there is one in it
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		errs = append(errs, fmt.Errorf("%s is still there", dir))
+	}
+	return errors.Join(errs...)
 }
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

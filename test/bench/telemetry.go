@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/collector"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/hostile"
 )
@@ -96,15 +94,13 @@ func startCollector(ctx context.Context) (addr string, end func() (int, error), 
 	}, nil
 }
 
-// telemetry runs a container with telemetry and without, by turns, and prints what
-// the calls took that a client waits for.
-func telemetry(ctx context.Context, client *containerd.Client, c contender, host *hostFile, rounds int) (err error) {
-	defer func() { err = errors.Join(err, host.collector("")) }()
+// telemetry runs a container with telemetry and without, by turns.
+func telemetry(ctx context.Context, b *bench) (err error) {
+	defer func() { err = errors.Join(err, b.host.collector("")) }()
 	addr, end, err := startCollector(ctx)
 	if err != nil {
 		return err
 	}
-	spans := 0
 	defer func() {
 		if end != nil {
 			_, e := end()
@@ -116,36 +112,18 @@ func telemetry(ctx context.Context, client *containerd.Client, c contender, host
 		return err
 	}
 	defer hanging.Close()
-	kinds := []struct{ name, addr string }{{"no telemetry", ""}, {"a collector", addr}, {"one that hangs", hanging.Addr()}}
-	times := make([]map[string][]time.Duration, len(kinds))
-	for i := range times {
-		times[i] = map[string][]time.Duration{}
+	addresses := map[string]string{"no telemetry": "", "a collector": addr, "one that hangs": hanging.Addr()}
+	var kinds []contender
+	for _, name := range []string{"no telemetry", "a collector", "one that hangs"} {
+		c := b.contenders[tiny]
+		c.name = name
+		kinds = append(kinds, c)
 	}
-	for round := range rounds + 3 {
-		for turn := range kinds {
-			// Each comes first as often as the others, and after each of them: a shim may be
-			// busy with its end yet.
-			i := (round + turn) % len(kinds)
-			if round%2 == 1 {
-				i = len(kinds) - 1 - i
-			}
-			if err := host.collector(kinds[i].addr); err != nil {
-				return err
-			}
-			t, err := life(ctx, client, c, fmt.Sprintf("t%d-%d", i, round))
-			if err != nil {
-				return fmt.Errorf("%s: %w", kinds[i].name, err)
-			}
-			if round < 3 {
-				continue // warm, as in byTurns
-			}
-			for k, step := range steps {
-				times[i][step] = append(times[i][step], t[k])
-			}
-		}
+	if err := b.byTurns(ctx, "telemetry", 0, b.settings.telemetry, kinds, func(c contender) error { return b.host.collector(addresses[c.name]) }); err != nil {
+		return err
 	}
 	time.Sleep(3 * time.Second) // the last shims flush
-	spans, err = end()
+	spans, err := end()
 	end = nil
 	if err != nil {
 		return err
@@ -153,23 +131,32 @@ func telemetry(ctx context.Context, client *containerd.Client, c contender, host
 	if spans == 0 || hanging.Accepted() == 0 {
 		return fmt.Errorf("the collectors have seen %d spans and %d connections: there was no telemetry", spans, hanging.Accepted())
 	}
-	calls := []string{"create", "start", "delete"}
-	fmt.Printf("| %-20s |", "")
-	for _, step := range calls {
-		fmt.Printf(" %-29s |", step+" p50, p95")
-	}
-	fmt.Println()
-	for i, kind := range kinds {
-		fmt.Printf("| %-20s |", kind.name)
-		for _, step := range calls {
-			for _, q := range []float64{0.5, 0.95} {
-				at, off := quantile(times[i][step], q), quantile(times[0][step], q)
-				fmt.Printf(" %6.1f (%+5.1f)", ms(at), ms(at-off))
-			}
-			fmt.Print("   |")
-		}
-		fmt.Println()
-	}
-	fmt.Printf("\n%d spans were received\n", spans)
+	b.add(sample{"telemetry", "a collector", 0, "spans", "", []float64{float64(spans)}})
 	return nil
+}
+
+func telemetryTable(r *results) string {
+	who := r.who("telemetry")
+	calls := []string{"create", "start", "delete"}
+	t := newTable(append([]string{""}, calls...)...)
+	for _, name := range who {
+		row := []string{name}
+		for _, step := range calls {
+			cell := ""
+			for _, q := range []float64{0.5, 0.95} {
+				at, off := quantile(r.of("telemetry", name, 0, step), q), quantile(r.of("telemetry", who[0], 0, step), q)
+				if cell != "" {
+					cell += ", p95 "
+				}
+				cell += fmt.Sprintf("%.1f", at)
+				if name != who[0] {
+					cell += fmt.Sprintf(" (%+.1f)", at-off)
+				}
+			}
+			row = append(row, cell)
+		}
+		t.row(row...)
+	}
+	return fmt.Sprintf("What a client waits for, of the tiny module by turns, %d of each kind: milliseconds, p50 and p95, and what it is over no telemetry. The collector has got %.0f spans.\n\n%s",
+		len(r.of("telemetry", who[0], 0, total)), mean(r.of("telemetry", "a collector", 0, "spans")), t)
 }

@@ -10,9 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -23,169 +26,212 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/test/node"
 )
 
-// The pieces of test/guests/work, with how much of each takes a guest about a
-// second. Those that need a directory have /data, a bind mount.
+// The pieces of test/guests/work, with how much of each is some tenths of a second
+// of a guest's time. Those that need a directory have /data, a bind mount.
 var pieces = []struct {
 	name, size string
 	dir        bool
 }{
-	{"sha256", "40", false}, {"nbody", "2000", false}, {"memory", "8", false}, {"indirect", "40000", false}, {"host", "2000", false},
-	{"grow", "256", false}, {"file", "64", true}, {"files", "3000", true}, {"stdout", "1024", false},
+	{"sha256", "20", false}, {"nbody", "1500", false}, {"memory", "8", false}, {"indirect", "30000", false}, {"host", "2000", false},
+	{"grow", "96", false}, {"file", "64", true}, {"files", "3000", true}, {"stdout", "1024", false},
 }
 
-// A figure is one line that a piece prints.
-type figure struct {
+// Who does the work.
+const (
+	bareWazero   = "wazero run"
+	bareInCgroup = "wazero run in a cgroup"
+	shimWazero   = "shim"
+	runcNative   = "runc, static C"
+)
+
+// A result is a line that a piece prints.
+type result struct {
 	name       string
 	operations float64
 	took       time.Duration
-	sum        string
+	sum        string // depends on all that was done
 }
 
 // A worker has a piece of work done.
 type worker struct {
 	name string
-	do   func(ctx context.Context, args []string) ([]figure, error)
+	do   func(ctx context.Context, args []string) ([]result, error)
 }
 
 // A workbench is what the workers share: the directory that is bound to /data and
-// the FIFOs that their output is read from.
+// those with the FIFOs that their output is read from.
 type workbench struct {
-	dir  string
-	node *node.Node
-	n    int
+	*bench
+	dir, data string
+	module    string
 }
 
-// work has everything done by the shim, by the same module under `wazero run` and by
-// the same program under runc, by turns, and prints what the shim takes beside
-// them. Nobody has a limit: `wazero run` is in no cgroup.
+// work has everything done by the shim, by the same module under `wazero run`, by the
+// same in a cgroup of its own, and by the same program under runc, by turns.
+// Nobody has a limit.
 //
 // It fails when they have not all done the same.
-func work(ctx context.Context, n *node.Node, bin, guests string, rounds int, only string) (err error) {
+func work(ctx context.Context, b *bench) (err error) {
 	dir, err := os.MkdirTemp("", "work")
 	if err != nil {
 		return err
 	}
-	w := &workbench{dir: dir, node: n}
+	w := &workbench{bench: b, dir: dir, data: filepath.Join(dir, "data")}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	// In memory: a disk would add the same to all, and noise.
-	data := filepath.Join(dir, "data")
-	if err := os.Mkdir(data, 0o755); err != nil {
+	if err := os.Mkdir(w.data, 0o755); err != nil {
 		return err
 	}
-	if err := mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, data); err != nil {
+	if err := mount.All([]mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, w.data); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, mount.UnmountAll(data, 0)) }()
-	module, err := filepath.Abs(filepath.Join(guests, "work.wasm"))
+	defer func() { err = errors.Join(err, mount.UnmountAll(w.data, 0)) }()
+	if w.module, err = filepath.Abs(filepath.Join(b.guests, "work.wasm")); err != nil {
+		return err
+	}
+	wasm, err := w.container(ctx, node.Runtime, w.module)
 	if err != nil {
 		return err
 	}
-	wasm, err := w.container(ctx, node.Runtime, module)
+	native, err := w.container(ctx, "io.containerd.runc.v2", filepath.Join(b.guests, "work-static"))
 	if err != nil {
 		return err
 	}
-	native, err := w.container(ctx, "io.containerd.runc.v2", filepath.Join(guests, "work-static"))
-	if err != nil {
-		return err
-	}
-	bare := func(ctx context.Context, args []string) ([]figure, error) {
-		run := []string{"run", "-cachedir=" + filepath.Join(dir, "cache"), "-mount=" + data + ":/data", module, "--"}
-		return w.read(func(stdout, stderr string) error {
-			cmd := exec.CommandContext(ctx, filepath.Join(bin, "wazero"), append(run, args...)...)
-			return w.run(cmd, stdout, stderr)
-		})
-	}
-	workers := []worker{{"wazero run", bare}, {"shim", wasm}, {"runc", native}}
-	fmt.Printf("| | %s, per operation | shim | over it (quartiles) | runc | shim over runc |\n| --- | --- | --- | --- | --- | --- |\n", workers[0].name)
+	workers := []worker{{bareWazero, w.bare}, {bareInCgroup, w.inCgroup}, {shimWazero, wasm}, {runcNative, native}}
 	for _, p := range pieces {
-		if !strings.Contains(p.name, only) {
-			continue
-		}
 		args := []string{p.name, p.size}
 		if p.dir {
 			args = append(args, "/data")
 		}
-		results := make([][][]figure, len(workers))
-		for round := range rounds + 1 {
-			for i := range workers {
-				i = (i + round) % len(workers) // nobody always comes behind the same
-				figures, err := workers[i].do(ctx, args)
+		var first []result
+		for round := range b.work + 1 {
+			for turn := range workers {
+				i := (round + turn) % len(workers)
+				if round%2 == 1 {
+					i = len(workers) - 1 - i
+				}
+				results, err := workers[i].do(ctx, args)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", p.name, workers[i].name, err)
 				}
-				if round > 0 { // the first is for the caches
-					results[i] = append(results[i], figures)
+				if first == nil {
+					first = results
+				}
+				if err := same(first, results); err != nil {
+					return fmt.Errorf("%s, %s: %w", p.name, workers[i].name, err)
+				}
+				for _, r := range results {
+					s := sample{Section: "work", Who: workers[i].name, What: r.name, Unit: "ns"}
+					if round > 0 { // the first is for the caches
+						s.Values = []float64{float64(r.took) / r.operations}
+					}
+					b.add(s)
 				}
 			}
-		}
-		if err := table(results); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	return nil
 }
 
-// table prints a row for each figure of a piece: results are by worker, and round.
-func table(results [][][]figure) error {
-	for k, first := range results[0][0] {
-		var times [3][]time.Duration // of one operation, by worker, in ps
-		for i, rounds := range results {
-			for _, figures := range rounds {
-				if len(figures) <= k || figures[k].name != first.name || figures[k].operations != first.operations || figures[k].sum != first.sum {
-					return fmt.Errorf("they have not all done the same: %v, %v", first, figures)
-				}
-				times[i] = append(times[i], time.Duration(float64(figures[k].took)*1000/figures[k].operations))
-			}
-		}
-		over := func(base []time.Duration, q float64) float64 {
-			ratios := make([]time.Duration, len(base))
-			for i := range base {
-				ratios[i] = time.Duration(1e6 * float64(times[1][i]) / float64(base[i]))
-			}
-			return float64(quantile(ratios, q)) / 1e6
-		}
-		p50 := func(i int) string { return perOperation(float64(quantile(times[i], 0.5))) }
-		fmt.Printf("| %s | %s | %s | %.3f (%.3f to %.3f) | %s | %.2f |\n", first.name, p50(0), p50(1),
-			over(times[0], 0.5), over(times[0], 0.25), over(times[0], 0.75), p50(2), over(times[2], 0.5))
+// same is an error unless both are of the same work.
+func same(a, b []result) error {
+	alike := func(x, y result) bool {
+		return x.name == y.name && x.operations == y.operations && x.sum == y.sum
+	}
+	if !slices.EqualFunc(a, b, alike) {
+		return fmt.Errorf("did not do what the others did: %v, not %v", b, a)
 	}
 	return nil
 }
 
-// perOperation is a time in picoseconds, in the unit that fits.
-func perOperation(ps float64) string {
+func workTable(r *results) string {
+	t := newTable("one operation", bareWazero, "shim", "over `wazero run`", "over that in a cgroup", "runc", "shim over runc")
+	for _, s := range r.samples {
+		if s.Section != "work" || s.Who != bareWazero {
+			continue
+		}
+		of := func(who string) []float64 { return r.of("work", who, 0, s.What) }
+		time := func(who string) string { return perOperation(median(of(who))) }
+		over := func(who string) string {
+			e := ratio(of(shimWazero), of(who), median)
+			return fmt.Sprintf("**%.2f** [%.2f, %.2f]", e.Value, e.Low, e.High)
+		}
+		t.row(s.What, time(bareWazero), time(shimWazero), over(bareWazero), over(bareInCgroup), time(runcNative), over(runcNative))
+	}
+	return "What a guest does, timed by itself and without any limit: the same module under the shim, under `wazero run` of the same version, under that in a cgroup of its own,\n" +
+		"and the same C program in a container of runc's. Medians, by turns; in brackets the interval that has this ratio in 95 of 100 runs.\n\n" + t.String()
+}
+
+// perOperation is a time in nanoseconds, in the unit that fits.
+func perOperation(ns float64) string {
 	switch {
-	case ps < 10e3:
-		return fmt.Sprintf("%.2f ns", ps/1e3)
-	case ps < 10e6:
-		return fmt.Sprintf("%.0f ns", ps/1e3)
+	case ns < 100:
+		return fmt.Sprintf("%.1f ns", ns)
+	case ns < 10000:
+		return fmt.Sprintf("%.0f ns", ns)
 	default:
-		return fmt.Sprintf("%.1f µs", ps/1e6)
+		return fmt.Sprintf("%.1f µs", ns/1e3)
 	}
+}
+
+// command is `wazero run` of the module; its compiled code is cached.
+func (w *workbench) command(ctx context.Context, args []string) *exec.Cmd {
+	run := []string{"run", "-cachedir=" + filepath.Join(w.dir, "cache"), "-mount=" + w.data + ":/data", w.module, "--"}
+	return exec.CommandContext(ctx, filepath.Join(w.bin, "wazero"), append(run, args...)...)
+}
+
+func (w *workbench) bare(ctx context.Context, args []string) ([]result, error) {
+	return w.read(func(stdout, stderr string) error {
+		cmd := w.command(ctx, args)
+		return redirected(cmd, stdout, stderr, cmd.Start)
+	})
+}
+
+// inCgroup is bare in a cgroup of its own, as any container is in one: in there the
+// kernel accounts for memory and processor time.
+func (w *workbench) inCgroup(ctx context.Context, args []string) (_ []result, err error) {
+	c, err := cgroup.New("", "bench-"+w.id(), nil, false)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Destroy()) }()
+	if err := c.Create(); err != nil {
+		return nil, err
+	}
+	return w.read(func(stdout, stderr string) error {
+		cmd := w.command(ctx, args)
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+		return redirected(cmd, stdout, stderr, func() error {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			return c.StartIn(cmd.SysProcAttr, cmd.Start)
+		})
+	})
 }
 
 // container is a worker that starts a container for each piece.
-func (w *workbench) container(ctx context.Context, runtime, file string) (func(context.Context, []string) ([]figure, error), error) {
+func (w *workbench) container(ctx context.Context, name, file string) (func(context.Context, []string) ([]result, error), error) {
 	program, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	image, err := w.node.Image(ctx, filepath.Base(file), ocispec.ImageConfig{}, node.Program("app", program))
+	image, err := w.n.Image(ctx, filepath.Base(file), ocispec.ImageConfig{}, node.Program("app", program))
 	if err != nil {
 		return nil, err
 	}
-	bind := specs.Mount{Destination: "/data", Type: "bind", Source: filepath.Join(w.dir, "data"), Options: []string{"rbind", "rw"}}
-	return func(ctx context.Context, args []string) ([]figure, error) {
-		w.n++
-		id := fmt.Sprintf("work%d", w.n)
-		c, err := w.node.Client.NewContainer(ctx, id, containerd.WithImage(image), containerd.WithNewSnapshot(id, image), containerd.WithRuntime(runtime, nil),
+	bind := specs.Mount{Destination: "/data", Type: "bind", Source: w.data, Options: []string{"rbind", "rw"}}
+	return func(ctx context.Context, args []string) ([]result, error) {
+		id := w.id()
+		c, err := w.n.Client.NewContainer(ctx, id, containerd.WithImage(image), containerd.WithNewSnapshot(id, image), containerd.WithRuntime(name, nil),
 			containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs(append([]string{"/app"}, args...)...), oci.WithMounts([]specs.Mount{bind})))
 		if err != nil {
 			return nil, err
 		}
-		figures, err := w.read(func(stdout, stderr string) (err error) {
+		results, err := w.read(func(stdout, stderr string) (err error) {
 			task, err := c.NewTask(ctx, func(string) (cio.IO, error) {
 				return fifos{cio.Config{Stdout: stdout, Stderr: stderr}}, nil
 			})
@@ -205,11 +251,11 @@ func (w *workbench) container(ctx context.Context, runtime, file string) (func(c
 			}
 			status := <-exit
 			if code, _, err := status.Result(); err != nil || code != 0 {
-				return fmt.Errorf("exit status %d: %w", code, cmp.Or(err, errors.New("it has failed")))
+				return fmt.Errorf("exit status %d: %w", code, cmp.Or(err, errors.New("the guest has failed")))
 			}
 			return nil
 		})
-		return figures, errors.Join(err, c.Delete(ctx, containerd.WithSnapshotCleanup))
+		return results, errors.Join(err, c.Delete(ctx, containerd.WithSnapshotCleanup))
 	}, nil
 }
 
@@ -221,9 +267,9 @@ func (fifos) Cancel()              {}
 func (fifos) Wait()                {}
 func (fifos) Close() error         { return nil }
 
-// run runs a command whose output goes to two FIFOs, as a container's does: to
-// descriptors that block.
-func (w *workbench) run(cmd *exec.Cmd, stdout, stderr string) error {
+// redirected runs a command, started by start, whose output goes to two FIFOs as a
+// container's does: to descriptors that block.
+func redirected(cmd *exec.Cmd, stdout, stderr string, start func() error) error {
 	var files [2]*os.File
 	for i, path := range []string{stdout, stderr} {
 		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
@@ -234,12 +280,15 @@ func (w *workbench) run(cmd *exec.Cmd, stdout, stderr string) error {
 		defer files[i].Close()
 	}
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
-	return cmd.Run()
+	if err := start(); err != nil {
+		return err
+	}
+	return cmd.Wait()
 }
 
 // read has do write to two FIFOs, and returns what is said on the second. What
 // comes from the first is read and forgotten.
-func (w *workbench) read(do func(stdout, stderr string) error) (figures []figure, err error) {
+func (w *workbench) read(do func(stdout, stderr string) error) (results []result, err error) {
 	dir, err := os.MkdirTemp(w.dir, "fifos")
 	if err != nil {
 		return nil, err
@@ -263,8 +312,19 @@ func (w *workbench) read(do func(stdout, stderr string) error) (figures []figure
 			break
 		}
 		held = append(held, hold)
+		fd := int(r.Fd())
+		if err = unix.SetNonblock(fd, false); err != nil { // a thread that does nothing else
+			r.Close()
+			break
+		}
 		copies.Go(func() {
-			_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{r}, make([]byte, 1<<16))
+			buf := make([]byte, 1<<16)
+			n, err := 1, error(nil)
+			for n > 0 || errors.Is(err, unix.EINTR) {
+				if n, err = unix.Read(fd, buf); n > 0 {
+					_, _ = to.Write(buf[:n]) // neither can fail
+				}
+			}
 			errs[i] = errors.Join(err, r.Close())
 		})
 	}
@@ -281,7 +341,7 @@ func (w *workbench) read(do func(stdout, stderr string) error) (figures []figure
 	return parse(said.String())
 }
 
-func parse(said string) (figures []figure, err error) {
+func parse(said string) (results []result, err error) {
 	for line := range strings.Lines(said) {
 		f := strings.Fields(line)
 		if len(f) != 4 {
@@ -292,10 +352,10 @@ func parse(said string) (figures []figure, err error) {
 		if err := errors.Join(e1, e2); err != nil {
 			return nil, fmt.Errorf("it says %q: %w", line, err)
 		}
-		figures = append(figures, figure{f[0], operations, time.Duration(ns), f[3]})
+		results = append(results, result{f[0], operations, time.Duration(ns), f[3]})
 	}
-	if len(figures) == 0 {
+	if len(results) == 0 {
 		return nil, errors.New("it says nothing")
 	}
-	return figures, nil
+	return results, nil
 }

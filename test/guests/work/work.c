@@ -168,17 +168,17 @@ static void memory(uint64_t size) {
 	}
 	began = now(), sum = 0;
 	uint32_t at = 0;
-	for (uint32_t i = 0; i < n / 4; i++) sum = mix(sum, at = a[at]);
-	say("chase", n / 4, began, sum);
+	for (uint32_t i = 0; i < 2 * n; i++) sum = mix(sum, at = a[at]);
+	say("chase", 2 * n, began, sum);
 	uint32_t *b = get((size_t)n * 4);
 	memset(b, 1, (size_t)n * 4);
 	began = now(), sum = 0;
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < 128; i++) {
 		memcpy(b, a, (size_t)n * 4);
 		a[i] ^= b[(n - 1) ^ (uint32_t)i];
 		sum = mix(sum, a[i]);
 	}
-	say("memcpy", (uint64_t)n >> 14, began, sum); // MiB
+	say("memcpy", size * 128, began, sum); // MiB
 }
 
 // A program that comes to need size MiB, 64 KiB at a time.
@@ -227,8 +227,8 @@ static void host(uint64_t size) {
 	say("clock", size * 1000, began, n);
 	unsigned char buf[32] = {0};
 	began = now(), n = 0;
-	for (uint64_t i = 0; i < size * 100; i++) n += getentropy(buf, sizeof buf) == 0;
-	say("random", size * 100, began, n);
+	for (uint64_t i = 0; i < size * 200; i++) n += getentropy(buf, sizeof buf) == 0;
+	say("random", size * 200, began, n);
 }
 
 // Files: one of size MiB in dir, written, read, and read at places here and there,
@@ -317,7 +317,8 @@ static void files(uint64_t size, const char *dir) {
 	if (rmdir(sub)) die(sub);
 }
 
-// The standard output: size MiB in pieces of 64 KiB, and as much in lines.
+// The standard output: size MiB in pieces of 64 KiB, and a 64th of that in
+// lines.
 static void out(uint64_t size) {
 	static char buf[1 << 16];
 	for (size_t i = 0; i < sizeof buf; i++) buf[i] = i % 64 == 63 ? '\n' : (char)('a' + i % 23);
@@ -329,13 +330,12 @@ static void out(uint64_t size) {
 			at += (size_t)n, sum += (uint64_t)n;
 		}
 	say("stdout-64k", size << 4, began, sum);
-	size /= 16;
 	began = now(), sum = 0;
-	for (uint64_t i = 0; i < size << 14; i++) {
+	for (uint64_t i = 0; i < size << 8; i++) {
 		if (write(1, buf, 64) != 64) die("write");
 		sum += 64;
 	}
-	say("stdout-64", size << 14, began, sum);
+	say("stdout-64", size << 8, began, sum);
 }
 
 int main(int argc, char **argv) {
