@@ -264,6 +264,9 @@ func newPolicy(profile *specs.LinuxSeccomp) (p policy, err error) {
 	if p.missing&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO {
 		p.last, p.newer = last, errno(unix.ENOSYS)
 	}
+	if !hasX32 {
+		p.x32 = p.newer
+	}
 	if number, ok := byName["seccomp"]; ok {
 		p.rules[number] = []rule{{ret: unix.SECCOMP_RET_ALLOW}}
 	}
