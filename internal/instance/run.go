@@ -103,6 +103,9 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 	if err != nil {
 		return nil, err
 	}
+	if err := files.fill(memory); err != nil {
+		return nil, stale(err)
+	}
 	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
 }
 
