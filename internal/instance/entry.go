@@ -241,7 +241,7 @@ type entryReader struct {
 	before []byte // the engine's bytes before the machine code
 	after  []byte
 	at     uint64 // of the engine's bytes, what comes next
-	mapped bool   // the machine code is the file's, not a copy
+	placed []byte // the machine code, as far as it is the file's and no copy
 }
 
 // readEntry reads the entry in dir. What is wrong with it is an error here, or in
@@ -322,7 +322,7 @@ func (e *entryReader) Read(p []byte) (n int, err error) {
 	if e.at == h.At && uint64(len(p)) == h.Length {
 		// Files of a file system may not be executable: then it is a copy.
 		n = e.place(p, h.Begin+h.At, unix.PROT_READ|unix.PROT_EXEC)
-		e.mapped = n > 0
+		e.placed = p[:n]
 	}
 	rest := p[n:min(uint64(len(p)), end-e.at)]
 	more, err := e.file.ReadAt(rest, int64(h.Begin+e.at)+int64(n))
@@ -364,8 +364,20 @@ func (e *entryReader) fill(m *linearMemory) error {
 	if crc32.Checksum(p, castagnoli) != h.ImageSum {
 		return errors.New("the checksum of what the memory has at first is another one")
 	}
+	letGo(p[:n])
 	return nil
 }
 
+// letGo gives back pages of a file that were looked at for their checksum: what of them
+// is needed comes again.
+func letGo(p []byte) {
+	if len(p) > 0 {
+		_ = unix.Madvise(p, unix.MADV_DONTNEED) // or else there is more in memory than need be
+	}
+}
+
 // Close closes the files. Code that the engine has read stays.
-func (e *entryReader) Close() error { return e.file.Close() }
+func (e *entryReader) Close() error {
+	letGo(e.placed)
+	return e.file.Close()
+}

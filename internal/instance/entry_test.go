@@ -89,8 +89,8 @@ func asEntries(t *testing.T) instantiator {
 		if err != nil {
 			t.Fatalf("not loaded: %v", err)
 		}
-		if entry.mapped != (h.Length >= uint64(os.Getpagesize())) {
-			t.Errorf("%d bytes of code: mapped is %v", h.Length, entry.mapped)
+		if page := uint64(os.Getpagesize()); uint64(len(entry.placed)) != h.Length/page*page {
+			t.Errorf("of %d bytes of code %d are the file's", h.Length, len(entry.placed))
 		}
 		least, most, err := module.Memory(entry.module)
 		if err != nil {
