@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"time"
 	"unsafe"
@@ -47,9 +46,6 @@ func instanceMain() int {
 	guest, err := p.prepare()
 	if err != nil {
 		return p.fail(err)
-	}
-	if guest.large {
-		debug.FreeOSMemory() // while it waits: what loading has left behind
 	}
 	start, _, err := p.control.Receive(0)
 	if err != nil || !start.Start {

@@ -33,7 +33,6 @@ type guest struct {
 	observed *relay.Guest // nil when nothing of the guest's own is sent
 	memory   *linearMemory
 	stack    uint64 // bytes it may use
-	large    bool   // loading it has left much to collect
 }
 
 // load makes a guest of the module that entry names. All that is read of it is in
@@ -103,7 +102,10 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 	if err != nil {
 		return nil, err
 	}
-	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
+	if err := files.fill(memory); err != nil {
+		return nil, stale(err)
+	}
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack}, nil
 }
 
 // uid is asked for while that is allowed.
