@@ -20,6 +20,7 @@ containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
 cni        := bin/cni/bridge bin/cni/host-local bin/cni/loopback
 kubernetes := bin/etcd bin/kube-apiserver bin/kubelet
 lint       := bin/golangci-lint
+comma      := ,
 
 # The other versions of containerd in use, for a test that runs on each.
 others := $(addprefix bin/containerd-,1.7 2.0 2.1 2.2 2.3)
@@ -107,9 +108,10 @@ clean: ## remove what was built
 bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && $(GO) build -trimpath -ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs -o ../../bin/ github.com/containerd/containerd/v2/cmd/$(@F)
 
-# Without what the test does not use: the CRI plugin is half of it.
+# Without what the tests do not use: the CRI plugin, which 1.7 has the installer tried
+# with, is half of it.
 $(others): bin/containerd-%: tools/containerd-%/go.mod tools/containerd-%/go.sum
-	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
+	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags $(if $(filter 1.7,$*),,no_cri$(comma))no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
 		-o ../../$@ github.com/containerd/containerd$(if $(filter 1.7,$*),,/v2)/cmd/containerd
 
 # With seccomp: the kubelet wants a profile for the first container of every pod.
