@@ -283,7 +283,7 @@ func otherProgram(t *testing.T) string {
 }
 
 // config3 is a configuration of containerd 2 that is not run with.
-const config3 = "version = 3\n# of the node\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"" // no newline at the end
+const config3 = "version = 3\n# of the node\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n"
 
 func writeConfig(t *testing.T, text string) string {
 	t.Helper()
@@ -456,9 +456,10 @@ func TestTheInstallerWorksOnARootThatIsMountedElsewhere(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	i := newInstaller(t, filepath.Join(bin(), "containerd"), writeConfig(t, config3))
+	i := newInstaller(t, filepath.Join(bin(), "containerd"), writeConfig(t, strings.TrimSuffix(config3, "\n")))
 	i.env = append(i.env, "HOST="+host)
 	before := i.state(t, false)
+	before[0] += "\n" // which its last line lacked
 	i.must(t, "install", "now", "restarted")
 	data, err := os.ReadFile(i.config)
 	if err != nil || !strings.Contains(string(data), `runtime_path = "`+i.program()+`"`) {
@@ -474,7 +475,7 @@ func TestAnInstallerThatIsKilledAtAnyMomentIsFollowedByOneThatIsNot(t *testing.T
 	need(t)
 	want := ""
 	for _, verb := range []string{"install", "uninstall"} {
-		for after := time.Duration(0); after < 600*time.Millisecond; after += 30 * time.Millisecond {
+		for after := time.Duration(0); after < 600*time.Millisecond; after += 60 * time.Millisecond {
 			i := newInstaller(t, filepath.Join(bin(), "containerd"), writeConfig(t, config3))
 			if want == "" {
 				i.must(t, "install")
