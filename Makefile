@@ -97,7 +97,8 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin $(BENCH_FLAGS)
 
-lint: $(lint) ## run the linters
+lint: $(lint) | shellcheck ## run the linters
+	shellcheck -S warning deploy/install $$(grep -lE '^#!(/usr/bin/env bash|/bin/sh)' tools/* tools/*/* .ci/run 2>/dev/null)
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
@@ -188,7 +189,7 @@ bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
 # Programs from the distribution, installed where they are missing.
-wabt clang rust cc busybox seccomp qemu:
+wabt clang rust cc busybox seccomp qemu shellcheck:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
@@ -198,5 +199,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install dist dist-check demo test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp qemu
+.PHONY: help build install dist dist-check demo test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp qemu shellcheck
 .DEFAULT_GOAL := help
