@@ -22,6 +22,7 @@ containerd := bin/containerd bin/ctr bin/containerd-shim-runc-v2
 cni        := bin/cni/bridge bin/cni/host-local bin/cni/loopback
 kubernetes := bin/etcd bin/kube-apiserver bin/kubelet
 lint       := bin/golangci-lint
+comma      := ,
 
 # The other versions of containerd in use, for a test that runs on each.
 others := $(addprefix bin/containerd-,1.7 2.0 2.1 2.2 2.3)
@@ -98,7 +99,8 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 bench: build bin/nowalls/containerd-shim-wazero-v1 bin/symbols/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin -o bin/bench.jsonl $(BENCH_FLAGS)
 
-lint: $(lint) ## run the linters
+lint: $(lint) | shellcheck ## run the linters
+	shellcheck -S warning deploy/install $$(grep -lE '^#!(/usr/bin/env bash|/bin/sh)' tools/* tools/*/* .ci/run 2>/dev/null)
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
@@ -109,9 +111,10 @@ clean: ## remove what was built
 bin/containerd bin/ctr bin/containerd-shim-runc-v2: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && $(GO) build -trimpath -ldflags '-s -w' -tags no_btrfs,no_devmapper,no_zfs -o ../../bin/ github.com/containerd/containerd/v2/cmd/$(@F)
 
-# Without what the test does not use: the CRI plugin is half of it.
+# Without what the tests do not use: the CRI plugin, which 1.7 has the installer tried
+# with, is half of it.
 $(others): bin/containerd-%: tools/containerd-%/go.mod tools/containerd-%/go.sum
-	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
+	cd tools/containerd-$* && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -tags $(if $(filter 1.7,$*),,no_cri$(comma))no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing \
 		-o ../../$@ github.com/containerd/containerd$(if $(filter 1.7,$*),,/v2)/cmd/containerd
 
 # With seccomp: the kubelet wants a profile for the first container of every pod.
@@ -211,7 +214,7 @@ bin/guests/esbuild: tools/esbuild/go.mod
 	cd tools/esbuild && $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ github.com/evanw/esbuild/cmd/esbuild
 
 # Programs from the distribution, installed where they are missing.
-wabt clang rust cc busybox seccomp qemu:
+wabt clang rust cc busybox seccomp qemu shellcheck:
 	@tools/packages $@
 
 transcript: build $(containerd) bin/guests/probe.wasm ## put the demo's transcript into the README; needs root
@@ -221,5 +224,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install dist dist-check demo performance test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench image lint clean guests wabt clang rust cc busybox seccomp qemu
+.PHONY: help build install dist dist-check demo performance test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench image lint clean guests wabt clang rust cc busybox seccomp qemu shellcheck
 .DEFAULT_GOAL := help

@@ -238,13 +238,11 @@ func apiServer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, tail("kube-apiserver"))
 	}
-	for _, handler := range []string{"wazero", "runc"} {
-		class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: handler}, Handler: handler}
-		if _, err := api.NodeV1().RuntimeClasses().Create(ctx, class, metav1.CreateOptions{}); err != nil {
-			return fmt.Errorf("runtime class %s: %w", handler, err)
-		}
+	class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "runc"}, Handler: "runc"}
+	if _, err := api.NodeV1().RuntimeClasses().Create(ctx, class, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("runtime class runc: %w", err)
 	}
-	return nil
+	return apply(ctx, "runtimeclass.yaml")
 }
 
 // writeKey writes a new private key.
@@ -318,7 +316,8 @@ func kubelet(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, tail("kubelet"))
 	}
-	return nil
+	// Its label is what the class asks of a node.
+	return install(ctx, "install")
 }
 
 // until waits until it is so, and otherwise says why it is not.

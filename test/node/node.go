@@ -49,6 +49,11 @@ type Options struct {
 	// CRI turns on what the kubelet talks to. Everything is in its namespace
 	// then, and it knows the images.
 	CRI bool
+	// CRIConfig is the configuration of CRI's plugins in place of the node's own,
+	// which has the runtime under test: a template, of Dir and Bin.
+	CRIConfig string
+	// Head is more of the configuration's own keys, a template as well.
+	Head string
 }
 
 // A Node is a running containerd.
@@ -62,6 +67,7 @@ type Node struct {
 var config = template.Must(template.New("").Parse(`version = {{if .Old}}2{{else}}3{{end}}
 root = "{{.Dir}}/root"
 state = "{{.Dir}}/state"
+{{.Head}}
 disabled_plugins = [
 {{- if not .CRI}}
   "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
@@ -93,8 +99,13 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	var buf bytes.Buffer
-	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
+	var buf, head bytes.Buffer
+	if text, err := template.New("").Parse(opts.Head); err != nil {
+		return nil, err
+	} else if err := text.Execute(&head, map[string]string{"Dir": dir}); err != nil {
+		return nil, err
+	}
+	values := map[string]any{"Dir": dir, "Head": head.String(), "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
 	if n.ownSockets() {
 		values["SocketDir"] = n.SocketDir()
 	}
@@ -102,7 +113,13 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 		return nil, err
 	}
 	if opts.CRI {
-		if err := criConfig.Execute(&buf, map[string]string{"Dir": dir, "Bin": opts.Bin, "Shim": n.Tool("containerd-shim-wazero-v1")}); err != nil {
+		text := criConfig
+		if opts.CRIConfig != "" {
+			if text, err = template.New("").Parse(opts.CRIConfig); err != nil {
+				return nil, err
+			}
+		}
+		if err := text.Execute(&buf, map[string]string{"Dir": dir, "Bin": opts.Bin, "Shim": n.Tool("containerd-shim-wazero-v1")}); err != nil {
 			return nil, err
 		}
 		if err := n.prepareCRI(); err != nil {
