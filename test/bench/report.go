@@ -31,6 +31,9 @@ func (t *markdown) row(cells ...string) {
 }
 
 func machineTable(r *results) string {
+	if len(r.Machine) == 0 {
+		return ""
+	}
 	t := newTable("", "")
 	for _, f := range r.Machine {
 		t.row(f.Name, f.Value)
