@@ -95,7 +95,7 @@ func main() {
 	flag.IntVar(&s.pods, "pods", 5, "pods of each kind to see what a further container takes")
 	flag.Func("counts", "`numbers` of containers on the node for the section scale (default 1,10,100,500)", numbers(&s.nodeCounts, 1, 10, 100, 500))
 	flag.Func("podcounts", "`numbers` of containers in a pod for the section podscale (default 1,10,50)", numbers(&s.podCounts, 1, 10, 50))
-	flag.DurationVar(&s.settle, "settle", 5*time.Second, "how long to let running containers settle")
+	flag.DurationVar(&s.settle, "settle", 3*time.Second, "how long to let running containers settle")
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
