@@ -58,11 +58,12 @@ var sections = []section{
 
 // settings are how much is measured.
 type settings struct {
-	rounds, tasks, blocks, containers, pods int
-	work                                    int
-	nodeCounts, podCounts                   []int
-	settle, idle                            time.Duration
-	traced, telemetry                       int
+	warm, rounds                    int
+	tasks, blocks, containers, pods int
+	work                            int
+	nodeCounts, podCounts           []int
+	settle, idle                    time.Duration
+	traced, telemetry               int
 }
 
 // A bench is a run.
@@ -86,6 +87,7 @@ func main() {
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
 	only := flag.String("run", "", "run only these `sections`, with commas between them:\n"+list())
 	out := flag.String("o", "", "write what was measured to this `file` as well, as JSON lines")
+	flag.IntVar(&s.warm, "warm", 3, "rounds that are not counted: for the page cache")
 	flag.IntVar(&s.rounds, "n", 60, "containers of each kind, one at a time")
 	flag.IntVar(&s.tasks, "tasks", 40, "containers of each kind in each block of the throughput")
 	flag.IntVar(&s.blocks, "blocks", 5, "blocks of each kind for the throughput, by turns")
@@ -93,7 +95,7 @@ func main() {
 	flag.IntVar(&s.pods, "pods", 5, "pods of each kind to see what a further container takes")
 	flag.Func("counts", "`numbers` of containers on the node for the section scale (default 1,10,100,500)", numbers(&s.nodeCounts, 1, 10, 100, 500))
 	flag.Func("podcounts", "`numbers` of containers in a pod for the section podscale (default 1,10,50)", numbers(&s.podCounts, 1, 10, 50))
-	flag.DurationVar(&s.settle, "settle", 5*time.Second, "how long to let running containers settle")
+	flag.DurationVar(&s.settle, "settle", 3*time.Second, "how long to let running containers settle")
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
