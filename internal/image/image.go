@@ -78,7 +78,8 @@ func native(ctx context.Context, err error) error {
 	return errgrpc.ToNative(err)
 }
 
-// Of finds the module of the image that a container was made from.
+// Of finds the module of the image that a container was made from. Remapped says that
+// the container has a user namespace.
 //
 // # Errors
 //
@@ -89,8 +90,11 @@ func native(ctx context.Context, err error) error {
 //   - errdefs.ErrUnavailable: containerd does not answer
 //
 // See "Why is an image looked up by its digest?".
-func (c *Client) Of(ctx context.Context, container string) (*Module, error) {
+func (c *Client) Of(ctx context.Context, container string, remapped bool) (*Module, error) {
 	resp, err := call(ctx, c, containersapi.NewContainersClient(c.conn).Get, &containersapi.GetContainerRequest{ID: container})
+	if errdefs.IsNotFound(err) { // whoever has made it did it without containerd
+		return nil, ErrNoArtifact
+	}
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", container, err)
 	}
@@ -99,7 +103,7 @@ func (c *Client) Of(ctx context.Context, container string) (*Module, error) {
 		return nil, ErrNoArtifact
 	}
 	name := record.GetImage()
-	m, err := c.of(ctx, record)
+	m, err := c.of(ctx, record, remapped)
 	if err != nil && !errors.Is(err, ErrNoArtifact) {
 		err = fmt.Errorf("image %s: %w", name, gone(err))
 	}
@@ -113,27 +117,29 @@ func (c *Client) Of(ctx context.Context, container string) (*Module, error) {
 // container, that is there.
 func gone(err error) error {
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%v: %w", err, errdefs.ErrFailedPrecondition) //nolint:errorlint // or it would be both
 	}
 	return err
 }
 
-func (c *Client) of(ctx context.Context, record *containersapi.Container) (*Module, error) {
+func (c *Client) of(ctx context.Context, record *containersapi.Container, remapped bool) (*Module, error) {
 	target, config, err := c.target(ctx, record)
 	if err != nil {
 		return nil, err
 	}
 	w := wanted{config: config}
 	if record.SnapshotKey != "" {
-		resp, err := call(ctx, c, snapshotsapi.NewSnapshotsClient(c.conn).Stat,
-			&snapshotsapi.StatSnapshotRequest{Snapshotter: record.Snapshotter, Key: record.SnapshotKey})
+		parent, err := c.parent(ctx, record.Snapshotter, record.SnapshotKey)
 		if err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", record.SnapshotKey, err)
+			return nil, err
 		}
-		// A copy for the users of a user namespace is called after what it is a copy
-		// of, and them.
-		parent, _, _ := strings.Cut(resp.GetInfo().GetParent(), "-")
-		w.parent = &parent
+		w.parents = append(w.parents, parent)
+		if remapped && parent != "" { // it may be a copy for the users of the namespace
+			if parent, err = c.parent(ctx, record.Snapshotter, parent); err != nil {
+				return nil, err
+			}
+			w.parents = append(w.parents, parent)
+		}
 	}
 	m, err := find(ctx, c.read, target, w)
 	if err != nil {
@@ -147,6 +153,15 @@ func (c *Client) of(ctx context.Context, record *containersapi.Container) (*Modu
 		return nil, invalid("layer %s: the content store has %d bytes, the manifest says %d", m.Digest, size, m.Size)
 	}
 	return m, nil
+}
+
+// parent is the name of the snapshot that one was made from; empty for none.
+func (c *Client) parent(ctx context.Context, snapshotter, key string) (string, error) {
+	resp, err := call(ctx, c, snapshotsapi.NewSnapshotsClient(c.conn).Stat, &snapshotsapi.StatSnapshotRequest{Snapshotter: snapshotter, Key: key})
+	if err != nil {
+		return "", fmt.Errorf("snapshot %s: %w", key, err)
+	}
+	return resp.GetInfo().GetParent(), nil
 }
 
 // criMetadata is what CRI has on record with a container, as far as it tells which

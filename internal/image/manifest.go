@@ -171,8 +171,8 @@ type reader func(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 // A manifest is one of an image.
 type manifest struct {
 	document
-	digest   digest.Digest
-	platform string // as the index has it; empty without one
+	indexed  bool   // it is in an index
+	platform string // as the index has it; may be empty
 }
 
 // manifests are those of the image that target is, in their order. Of what is in an
@@ -195,7 +195,7 @@ func manifests(ctx context.Context, read reader, target ocispec.Descriptor) ([]m
 			return nil, invalid("%s: %w", d.Digest, err)
 		}
 		if doc.Manifests == nil {
-			queue[i].document, queue[i].digest = *doc, d.Digest
+			queue[i].document = *doc
 			found = append(found, queue[i])
 			continue
 		}
@@ -210,7 +210,7 @@ func manifests(ctx context.Context, read reader, target ocispec.Descriptor) ([]m
 			if m.Platform != nil {
 				platform = m.Platform.OS + "/" + m.Platform.Architecture
 			}
-			queue, descriptors = append(queue, manifest{platform: platform}), append(descriptors, m)
+			queue, descriptors = append(queue, manifest{indexed: true, platform: platform}), append(descriptors, m)
 		}
 	}
 	return found, nil
@@ -219,9 +219,9 @@ func manifests(ctx context.Context, read reader, target ocispec.Descriptor) ([]m
 // Wanted is what is known of the image of a container beside its name.
 type wanted struct {
 	config digest.Digest // of the configuration; empty: not known
-	// Parent is what the root file system was made from: the digest of all its
-	// layers, empty for none. Nil: not known.
-	parent *string
+	// Parents are what the root file system may have been made from: the digest of all
+	// its layers, empty for none. Nil: not known.
+	parents []string
 }
 
 // find finds the module of the image that target is.
@@ -257,12 +257,15 @@ func find(ctx context.Context, read reader, target ocispec.Descriptor, w wanted)
 			}
 			continue
 		}
-		if w.parent != nil {
+		if w.parents != nil {
 			parent, err := parentOf(ctx, read, m)
+			if m.indexed && errdefs.IsNotFound(err) {
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
-			if parent != *w.parent {
+			if !slices.Contains(w.parents, parent) {
 				continue
 			}
 		}

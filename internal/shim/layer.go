@@ -55,7 +55,7 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, er
 	if p.execID == "" {
 		var m *image.Module
 		err = telemetry.Stage(ctx, telemetry.ImageResolve, func(ctx context.Context) (err error) {
-			m, err = client.Of(ctx, c.id)
+			m, err = client.Of(ctx, c.id, c.bundle.ids != nil)
 			if errors.Is(err, image.ErrNoArtifact) {
 				return nil // it is for the stage around this one to fail
 			}

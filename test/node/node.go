@@ -54,6 +54,8 @@ type Options struct {
 	CRIConfig string
 	// Head is more of the configuration's own keys, a template as well.
 	Head string
+	// ContentStore is the address of a content store, in place of containerd's own.
+	ContentStore string
 }
 
 // A Node is a running containerd.
@@ -73,7 +75,15 @@ disabled_plugins = [
   "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
 {{- end}}
   "io.containerd.internal.v1.opt",
+{{- if .ContentStore}}
+  "io.containerd.content.v1.content",
+{{- end}}
 ]
+{{- if .ContentStore}}
+[proxy_plugins.store]
+  type = "content"
+  address = "{{.ContentStore}}"
+{{- end}}
 [grpc]
   address = "{{.Dir}}/c.sock"
 [ttrpc]
@@ -105,7 +115,7 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 	} else if err := text.Execute(&head, map[string]string{"Dir": dir}); err != nil {
 		return nil, err
 	}
-	values := map[string]any{"Dir": dir, "Head": head.String(), "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
+	values := map[string]any{"Dir": dir, "Head": head.String(), "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI, "ContentStore": opts.ContentStore}
 	if n.ownSockets() {
 		values["SocketDir"] = n.SocketDir()
 	}

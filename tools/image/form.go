@@ -69,8 +69,8 @@ func layers(o options) (mutate.Appendable, error) {
 	return o.perPlatform(static.NewLayer(o.module, types.MediaType(o.mediaType)))
 }
 
-// perPlatform makes an index of an image for each platform, which differ in nothing else.
-// Of diffIDs there is one for each layer of files.
+// perPlatform makes an index of an image for each platform, which differ in nothing else;
+// for a single one it makes the image alone. Of diffIDs there is one for each layer of files.
 func (o options) perPlatform(layer v1.Layer, diffIDs ...v1.Hash) (mutate.Appendable, error) {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, p := range o.platforms {
@@ -82,6 +82,9 @@ func (o options) perPlatform(layer v1.Layer, diffIDs ...v1.Hash) (mutate.Appenda
 		image, err := newImage(layer, config, types.OCIConfigJSON)
 		if err != nil {
 			return nil, err
+		}
+		if len(o.platforms) == 1 {
+			return image, nil
 		}
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &p}})
 	}

@@ -45,7 +45,7 @@ func run(args []string, out io.Writer) error {
 	kind := f.String("form", "scratch", "what it looks like: `scratch`, a root file system with the module for its only file; layers, the module is a layer;\nor artifact, the CNCF's OCI artifact for wasm")
 	output := f.String("o", "", "the archive to write, a `file`; the module's with .tar for .wasm by default")
 	tag := f.String("name", "", "the `name` of the image; example.com/ and the module's file name without .wasm by default")
-	platforms := f.String("platform", "linux/amd64,linux/arm64", "platforms that it is for, a `list`, of which an image has a manifest each; an artifact has none")
+	platforms := f.String("platform", "linux/amd64,linux/arm64", "the platforms that it is for, a `list`: an image has a manifest for each; an artifact has none")
 	mediaType := f.String("layer-type", moduleLayer, "the `media type` of the layer, where the module is one")
 	args, o.args = split(args)
 	if err := f.Parse(args); err != nil {
