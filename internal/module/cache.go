@@ -59,6 +59,10 @@ func NewCache(dir, version string) (*Cache, error) {
 	return &Cache{dir: dir, version: version}, nil
 }
 
+// An Opener opens the bytes of a module. Where they have to be fetched first, that is
+// when.
+type Opener func(ctx context.Context) (*os.File, error)
+
 // A Compiler compiles the module f into the empty directory dir. When it
 // returns, nothing that has read the module runs any more.
 type Compiler func(ctx context.Context, f *os.File, dir *os.File) error
@@ -104,12 +108,12 @@ func (a *Artifact) Size() (size int64, err error) {
 	return size, err
 }
 
-// Get returns what the module f, which is the given one, was compiled to, and
-// compiles it when the cache has no entry for it: once, however many ask at the same
-// time, in this process or others. The caller closes Dir.
-func (c *Cache) Get(ctx context.Context, id Identity, f *os.File, compile Compiler) (*Artifact, error) {
+// Get returns what the module id was compiled to, and compiles it when the cache has
+// no entry for it: once, however many ask at the same time, in this process or others.
+// Only then it calls open, and closes what that returns. The caller closes Dir.
+func (c *Cache) Get(ctx context.Context, id Identity, open Opener, compile Compiler) (*Artifact, error) {
 	entry := c.entry(id.Digest)
-	if a, err := open(entry); a != nil || err != nil {
+	if a, err := find(entry); a != nil || err != nil {
 		return a, err
 	}
 	unlock, err := c.lock(ctx, entry+".lock")
@@ -117,9 +121,14 @@ func (c *Cache) Get(ctx context.Context, id Identity, f *os.File, compile Compil
 		return nil, err
 	}
 	defer unlock()
-	if a, err := open(entry); a != nil || err != nil {
+	if a, err := find(entry); a != nil || err != nil {
 		return a, err
 	}
+	f, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
 	if err := c.fill(ctx, f, entry, compile); err != nil {
 		return nil, err
 	}
@@ -130,8 +139,8 @@ func (c *Cache) Get(ctx context.Context, id Identity, f *os.File, compile Compil
 	return &Artifact{Dir: dir}, nil
 }
 
-// open is nil when there is no such entry.
-func open(entry string) (*Artifact, error) {
+// find is nil when there is no such entry.
+func find(entry string) (*Artifact, error) {
 	dir, err := os.Open(entry)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

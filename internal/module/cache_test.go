@@ -82,7 +82,12 @@ func get(ctx context.Context, c *Cache, f *os.File, compile Compiler) (*Artifact
 	if err != nil {
 		return nil, err
 	}
-	return c.Get(ctx, id, f, compile)
+	return c.Get(ctx, id, reopen(f), compile)
+}
+
+// reopen opens a file anew, since what is opened for Get is closed by it.
+func reopen(f *os.File) Opener {
+	return func(context.Context) (*os.File, error) { return os.Open(f.Name()) }
 }
 
 func assertEmpty(t *testing.T, c *Cache) {
@@ -214,7 +219,7 @@ func TestTheCompilerGetsTheModuleAndAnEmptyDirectoryOfItsOwn(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
 	a, err := get(t.Context(), c, f, func(_ context.Context, m, dir *os.File) error {
-		if m != f {
+		if m.Name() != f.Name() {
 			t.Errorf("got %s, want %s", m.Name(), f.Name())
 		}
 		info, err := dir.Stat()
@@ -345,6 +350,39 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	wg.Wait()
 }
 
+func TestTheBytesOfAModuleAreOpenedOnlyToBeCompiled(t *testing.T) {
+	c := newTestCache(t)
+	f := moduleFile(t, "module")
+	id, err := Identify(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var opened []*os.File
+	open := func(ctx context.Context) (*os.File, error) {
+		f, err := reopen(f)(ctx)
+		opened = append(opened, f)
+		return f, err
+	}
+	failure := errors.New("no such layer")
+	if _, err := c.Get(t.Context(), id, func(context.Context) (*os.File, error) { return nil, failure }, nil); !errors.Is(err, failure) {
+		t.Errorf("got %v, want %v", err, failure)
+	}
+	assertEmpty(t, c)
+	for range 2 {
+		a, err := c.Get(t.Context(), id, open, compiler(t, new(atomic.Int32)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Dir.Close()
+	}
+	if len(opened) != 1 {
+		t.Fatalf("opened %d times, want 1", len(opened))
+	}
+	if err := opened[0].Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("what was opened is left open: %v", err)
+	}
+}
+
 func TestADroppedEntryIsCompiledAgain(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
@@ -354,7 +392,7 @@ func TestADroppedEntryIsCompiledAgain(t *testing.T) {
 	}
 	var count atomic.Int32
 	for range 2 {
-		a, err := c.Get(t.Context(), id, f, compiler(t, &count))
+		a, err := c.Get(t.Context(), id, reopen(f), compiler(t, &count))
 		if err != nil {
 			t.Fatal(err)
 		}

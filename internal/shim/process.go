@@ -255,8 +255,9 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry modul
 		return entry, id, nil, err
 	}
 	defer f.Close()
+	open := func(context.Context) (*os.File, error) { return f, nil }
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, id, f)
+		compiled, err = p.compile(ctx, id, open)
 		return err
 	})
 	if err != nil {
@@ -297,12 +298,12 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry modu
 	return entry, id, f, nil
 }
 
-// compile returns the directory with what the module f was compiled to; or has it
-// compiled.
-func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (*os.File, error) {
+// compile returns the directory with what the module id was compiled to; or opens it, to
+// have it compiled.
+func (p *process) compile(ctx context.Context, id module.Identity, open module.Opener) (*os.File, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	a, err := p.container.host.cache.Get(ctx, id, f, p.container.compilerOf(p.spec))
+	a, err := p.container.host.cache.Get(ctx, id, open, p.container.compilerOf(p.spec))
 	if err != nil {
 		return nil, err
 	}
