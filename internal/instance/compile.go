@@ -11,6 +11,8 @@ import (
 
 	"github.com/tetratelabs/wazero/experimental"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
 // CompileBounds is what compiling one module may take. A module that is made to
@@ -59,22 +61,14 @@ func compile(ctx context.Context, f *os.File, bounds CompileBounds) (int64, erro
 		return 0, err
 	}
 	debug.SetMemoryLimit(int64(bounds.Memory))
-	r, err := newRuntime(ctx)
-	if err != nil {
-		return 0, err
-	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := r.CompileModule(experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0)), code)
-		done <- err
+		done <- writeEntry(experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0)), sandbox.Attached, code)
 	}()
 	for look := time.Tick(20 * time.Millisecond); ; {
 		select {
 		case err := <-done:
-			if err != nil {
-				return 0, fmt.Errorf("not a valid WebAssembly module: %w", err)
-			}
-			return int64(len(code)), nil
+			return int64(len(code)), err
 		case <-look:
 			if err := bounds.exceeded(); err != nil {
 				return 0, err

@@ -2,9 +2,7 @@ package instance
 
 import (
 	"fmt"
-	"io/fs"
 	"math"
-	"path/filepath"
 	"runtime/debug"
 	"runtime/metrics"
 
@@ -12,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
 // wasmPage is the unit in which a linear memory grows, bytes.
@@ -117,7 +114,7 @@ func (m *linearMemory) allocator() experimental.MemoryAllocator {
 // guest's?".
 type budget struct {
 	limit *MemoryLimit
-	code  uint64 // the compiled module, bytes
+	code  uint64 // of the machine, bytes
 	stack uint64 // of the guest's calls, bytes
 	// What the engine had when it was last asked to give back what it could. A guest
 	// may ask for more than there is again and again.
@@ -144,9 +141,9 @@ func newBudget(limit *MemoryLimit) *budget {
 	return b
 }
 
-// loaded takes the compiled module in account, and a guest's memory of least
-// bytes.
-func (b *budget) loaded(least uint64) error {
+// loaded takes code bytes of machine code in account, and a guest's memory of least
+// bytes. The code is a file's, of which the first container to read it pays for.
+func (b *budget) loaded(least, code uint64) error {
 	limit := b.limit.Get()
 	if limit == 0 {
 		return nil
@@ -154,19 +151,7 @@ func (b *budget) loaded(least uint64) error {
 	if least > limit {
 		return fmt.Errorf("has a memory of at least %d bytes: the memory limit of its container is %d", least, limit)
 	}
-	err := filepath.WalkDir(sandbox.Attached, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			b.code += uint64(info.Size())
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("compiled code: %w", err)
-	}
+	b.code = code
 	b.stack = 0
 	b.stack = min(max(b.rest(limit, least)/8, 256<<10), 16<<20)
 	b.leave(least)
@@ -220,12 +205,12 @@ func goMemory() uint64 {
 }
 
 // newMemory reserves the memory of a module that has been loaded.
-func newMemory(code []byte, b *budget) (*linearMemory, error) {
+func newMemory(code []byte, compiled uint64, b *budget) (*linearMemory, error) {
 	least, most, err := module.Memory(code)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.loaded(least * wasmPage); err != nil {
+	if err := b.loaded(least*wasmPage, compiled); err != nil {
 		return nil, err
 	}
 	return reserve(least*wasmPage, most*wasmPage, b.allows)

@@ -22,20 +22,6 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
 
-// newRuntime is the engine, set up the same for compiling and for running: an
-// entry of the cache fits only the settings it was made with.
-func newRuntime(ctx context.Context) (wazero.Runtime, error) {
-	cache, err := wazero.NewCompilationCacheWithDir(sandbox.Attached)
-	if err != nil {
-		return nil, &Error{Text: fmt.Sprintf("compile cache: %v", err), Kind: Internal}
-	}
-	// Never the interpreter, which NewRuntimeConfig falls back to in silence.
-	// DWARF multiplies the time to load a module.
-	return wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigCompiler().
-		WithCompilationCache(cache).
-		WithDebugInfoEnabled(false)), nil
-}
-
 // A guest is a module that is ready to be instantiated.
 type guest struct {
 	entry    module.Entry
@@ -50,31 +36,34 @@ type guest struct {
 	large    bool   // loading it has left much to collect
 }
 
-// load makes a guest of the module that entry names, as the user that the process
-// runs as. Its compiled code is in [sandbox.Attached]. Everything that can be
-// known to be wrong with a module before it runs is an error here.
+// load makes a guest of the module that entry names. All that is read of it is in
+// [sandbox.Attached], which was made of it; a file of the container's must be one
+// that the user may read that the process runs as. Everything that can be known to
+// be wrong with a module before it runs is an error here.
 //
 // What the guest makes of its own goes to observed, which may be nil.
 func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimit, observed *relay.Guest) (*guest, error) {
 	budget := newBudget(limit)
-	f, err := openEntry(entry.Path)
-	if err != nil {
+	if err := mayRead(entry.Path); err != nil {
 		return nil, err
 	}
-	code, err := readModule(f)
-	f.Close()
-	if err != nil {
-		return nil, err
+	// It was compiled before: what is wrong now is the entry of the cache.
+	stale := func(err error) error {
+		return &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
 	}
-	r, err := newRuntime(ctx)
+	files, err := readEntry(sandbox.Attached)
 	if err != nil {
-		return nil, err
+		return nil, stale(err)
 	}
+	defer files.Close()
+	r, err := newRuntime(ctx, files.cache())
+	if err != nil {
+		return nil, &Error{Text: err.Error(), Kind: Internal}
+	}
+	code := files.module
 	compiled, err := r.CompileModule(ctx, code)
 	if err != nil {
-		// It was compiled before: what is wrong now is the entry of the cache,
-		// missing under the engine's own key or broken.
-		return nil, &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
+		return nil, stale(err)
 	}
 	wasi := r.NewHostModuleBuilder(wasi_snapshot_preview1.ModuleName)
 	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(wasi)
@@ -110,7 +99,7 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 			return nil, &Error{Text: fmt.Sprintf("host functions: %v", err), Kind: Internal}
 		}
 	}
-	memory, err := newMemory(code, budget)
+	memory, err := newMemory(code, files.header.Length, budget)
 	if err != nil {
 		return nil, err
 	}
@@ -120,19 +109,22 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 // uid is asked for while that is allowed.
 var uid = os.Getuid()
 
-// openEntry opens the module while the container's root file system is not yet
-// the root of the process.
-func openEntry(path string) (*os.File, error) {
+// mayRead tells whether a file of what is not yet the root may be read. The module
+// of an image that is no file has no path.
+func mayRead(path string) error {
+	if path == "" {
+		return nil
+	}
 	root, err := os.Open(sandbox.Rootfs)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer root.Close()
 	f, err := sandbox.OpenInRoot(int(root.Fd()), path, os.O_RDONLY)
 	if err != nil {
-		return nil, fmt.Errorf("as uid %d: %w", uid, errors.Unwrap(err))
+		return fmt.Errorf("as uid %d: %w", uid, errors.Unwrap(err))
 	}
-	return f, nil
+	return f.Close()
 }
 
 // importsFrom tells whether m imports a function of the named module.

@@ -18,7 +18,8 @@ const maxStack = 84 << 20
 // more of it is a trap.
 const engineStack = 50000000 + 1
 
-var errEngine = errors.New("the engine's stack is not where it is expected")
+// errEngine is of a wazero that this program was not made for.
+var errEngine = errors.New("a field of the engine's is not where it is expected")
 
 // setStack has the calls of f, a function of a guest, be made on a stack of size bytes at
 // most: what goes deeper traps. The pages of it that are used take memory.

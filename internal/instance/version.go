@@ -1,9 +1,15 @@
 package instance
 
-import "runtime/debug"
+import (
+	"fmt"
+	"runtime/debug"
+)
 
-// EngineVersion is the version of wazero in this binary, for the key of the
-// compile cache.
+// CacheVersion is the version of what this binary puts into the compile cache, for
+// the names of entries.
+func CacheVersion() string { return fmt.Sprintf("%s-%d", EngineVersion(), entryVersion) }
+
+// EngineVersion is the version of wazero in this binary.
 func EngineVersion() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {

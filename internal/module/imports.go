@@ -46,12 +46,6 @@ func Imports(code []byte) ([]Import, error) {
 	return parseImports(body)
 }
 
-// Sections of the binary format.
-const (
-	importSection = 2
-	memorySection = 5
-)
-
 // section is the body of the first section with the given id; nil without one.
 func section(code []byte, id byte) ([]byte, error) {
 	for rest := code[min(8, len(code)):]; len(rest) > 0; {

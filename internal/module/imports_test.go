@@ -7,10 +7,7 @@ import (
 	"testing"
 )
 
-const (
-	customSection = 0
-	typeSection   = 1
-)
+const typeSection = 1
 
 var header = []byte("\x00asm\x01\x00\x00\x00")
 

@@ -498,8 +498,9 @@ func (w *Walls) Open(path string, flags int) (*os.File, error) {
 }
 
 // Attach puts the directory dir at [Attached]: read-only, unless the process has
-// no root file system and thus nothing else to write to. Nothing in it can be
-// executed.
+// no root file system and thus nothing else to write to. What only can be read may
+// be mapped to be executed, unless the directory's own file system refuses that: as
+// compiled code is.
 func (w *Walls) Attach(dir *os.File) error {
 	// A mount can be cloned in its own namespace only, the caller's; one that is
 	// attached nowhere can be moved into any.
@@ -508,9 +509,11 @@ func (w *Walls) Attach(dir *os.File) error {
 		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}
 	}
 	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 	if w.rootfs >= 0 {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	} else {
+		attr.Attr_set |= unix.MOUNT_ATTR_NOEXEC
 	}
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}

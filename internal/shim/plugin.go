@@ -90,7 +90,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := module.NewCache(filepath.Join(stateDir(bundle), "modules"), instance.EngineVersion())
+	cache, err := module.NewCache(filepath.Join(stateDir(bundle), "modules"), instance.CacheVersion())
 	if err != nil {
 		return nil, err
 	}

@@ -42,6 +42,7 @@ const (
 func allowed(stage int) []group {
 	const wait, wake = 0 | 128, 1 | 128 // FUTEX_WAIT and FUTEX_WAKE, with FUTEX_PRIVATE_FLAG
 	command := func(cmd uint64) []condition { return []condition{{arg: 1, op: eq, value: cmd}} }
+	const executable = unix.PROT_READ | unix.PROT_EXEC
 	notExecutable := condition{arg: 2, op: maskedEq, mask: unix.PROT_EXEC}
 	groups := []group{
 		{
@@ -84,14 +85,18 @@ func allowed(stage int) []group {
 	}
 	groups = append(groups, group{
 		"compiled code is made executable, and cannot be written from then on",
-		[]call{{"mprotect", [][]condition{{{arg: 2, op: eq, value: unix.PROT_READ | unix.PROT_EXEC}}}}},
+		[]call{{"mprotect", [][]condition{{{arg: 2, op: eq, value: executable}}}}},
 	})
 	if stage == compiling {
 		return append(groups, group{"what it has used is bounded, and it looks itself", calls("getrusage")})
 	}
 	return append(groups,
 		group{
-			"the module is opened in what is not yet the root; and the filter for the guest is to come",
+			"compiled code is mapped from its file, so that it is in memory once, over memory of the engine's",
+			[]call{{"mmap", [][]condition{{{arg: 2, op: eq, value: executable}, {arg: 3, op: eq, value: unix.MAP_PRIVATE | unix.MAP_FIXED}}}}},
+		},
+		group{
+			"the module's file is opened in what is not yet the root; and the filter for the guest is to come",
 			append(calls("openat2"), call{"seccomp", [][]condition{{
 				{arg: 0, op: eq, value: unix.SECCOMP_SET_MODE_FILTER},
 				{arg: 1, op: maskedEq, mask: ^uint64(harmlessFlags), value: unix.SECCOMP_FILTER_FLAG_TSYNC},
