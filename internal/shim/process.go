@@ -119,7 +119,6 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			return classify(err)
 		}
 		// The broken entry has been dropped; a second one would be no accident.
-		p.log(ctx).WithError(err).Warn("compile cache: entry dropped, compiling again")
 		if p.execID == "" {
 			p.container.poststop(ctx) // the process that hooks have been told of is gone
 		}
@@ -212,18 +211,23 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, id, compiled, err := p.module(ctx, walls)
+	entry, artifact, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	err = walls.Attach(compiled)
-	compiled.Close()
-	if err != nil {
+	defer artifact.Close()
+	if err := walls.Attach(artifact.Dir); err != nil {
 		return err
 	}
+	// While it is loaded, which runs nothing of it.
+	verified := make(chan error, 1)
+	go func() { verified <- artifact.Verify() }()
 	told := time.Now()
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if broken := <-verified; broken != nil {
+		err = &instance.Error{Text: broken.Error(), Kind: instance.StaleCache}
+	}
 	if err != nil && !errors.As(err, &e) {
 		telemetry.Past(ctx, telemetry.ModuleLoad, told, err) // it has not lived to send that
 	}
@@ -235,7 +239,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 		}
 	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Drop(id.Digest))
+		err = errors.Join(err, p.container.host.cache.Discard(ctx, artifact, err))
 	}
 	if err != nil {
 		return err
@@ -243,27 +247,28 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// module is the process's: what it is called, which one it is, and the directory with
-// what it was compiled to.
-func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
+// module is the process's: what it is called, and what it was compiled to, for the caller
+// to verify and to close.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, a *module.Artifact, err error) {
+	var id module.Identity
 	var f *os.File
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
 		entry, id, f, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
-		return entry, id, nil, err
+		return entry, nil, err
 	}
 	defer f.Close()
 	open := func(context.Context) (*os.File, error) { return f, nil }
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, id, open)
+		a, err = p.compile(ctx, id, open)
 		return err
 	})
 	if err != nil {
 		err = fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
-	return entry, id, compiled, err
+	return entry, a, err
 }
 
 // resolve finds the module, and reads it for its digest.
@@ -298,23 +303,20 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry modu
 	return entry, id, f, nil
 }
 
-// compile returns the directory with what the module id was compiled to; or opens it, to
-// have it compiled.
-func (p *process) compile(ctx context.Context, id module.Identity, open module.Opener) (*os.File, error) {
+// compile returns what the module id was compiled to; or opens it, to have it compiled.
+func (p *process) compile(ctx context.Context, id module.Identity, open module.Opener) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	a, err := p.container.host.cache.Get(ctx, id, open, p.container.compilerOf(p.spec))
+	a, err := p.container.host.cache.Get(ctx, id, open, p.container.compiler(p.spec), p.container.bundle.spare())
 	if err != nil {
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
-		if size, err := a.Size(); err == nil { // else the entry has just been dropped
-			span.SetAttributes(telemetry.CompiledSize.Int64(size))
-			telemetry.CacheLookup(ctx, a.Hit, id.Size, size)
-		}
+		span.SetAttributes(telemetry.CompiledSize.Int64(a.Size))
+		telemetry.CacheLookup(ctx, a.Hit, id.Size, a.Size)
 	}
-	return a.Dir, nil
+	return a, nil
 }
 
 // start lets the guest run. One of several at the same time gets to do it.
