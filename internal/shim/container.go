@@ -39,6 +39,10 @@ type host struct {
 	cache    *module.Cache
 	compiler *compiler
 	outbox   *outbox
+	// containerd is the address of containerd's API, namespace the one there that all of
+	// this is in.
+	containerd, namespace string
+	state                 string // a directory, root's alone
 	// observe has guests make spans of their own, where their container is traced.
 	observe bool
 }
@@ -54,7 +58,8 @@ type container struct {
 	host    *host
 	cgroup  *cgroup.Cgroup
 	mounted bool
-	owner   owner // of the pipes and terminals of its processes
+	owner   owner  // of the pipes and terminals of its processes
+	layer   *layer // nil where the module of the first process is a file; set by its launch
 	init    *process
 
 	// alive ends with the first process, and with it the launch of any other. It has

@@ -96,7 +96,7 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
 		cmd.Args = append(cmd.Args, "-debug")
 	}
-	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress())
+	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress(), grpcAddressEnv+"="+params.GetContainerdGrpcAddress())
 	h, _ := readHostFile() // Create says what is wrong with it
 	if h.traces() {
 		cmd.Env = append(cmd.Env, telemetry.Boot(began)...)

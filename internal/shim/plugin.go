@@ -113,7 +113,10 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return outbox.close()
 	})
 	task := &service{
-		host:  &host{stage: stage, cache: newCache(state), compiler: newCompiler(stage, state), outbox: outbox},
+		host: &host{
+			stage: stage, cache: newCache(state), compiler: newCompiler(stage, state), outbox: outbox, state: state,
+			containerd: os.Getenv(grpcAddressEnv), namespace: namespace,
+		},
 		linux: linux,
 		shutdown: func() {
 			// It is gone when Shutdown answers: containerd is about to tell the user

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -250,32 +251,34 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 // module is the process's: what it is called, and what it was compiled to, for the caller
 // to verify and to close.
 func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, a *module.Artifact, err error) {
-	var id module.Identity
-	var f *os.File
+	var m *program
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
-		entry, id, f, err = p.resolve(ctx, walls)
+		m, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
 		return entry, nil, err
 	}
-	defer f.Close()
-	open := func(context.Context) (*os.File, error) { return f, nil }
+	defer m.close()
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		a, err = p.compile(ctx, id, open)
+		a, err = p.compile(ctx, m)
 		return err
 	})
 	if err != nil {
-		err = fmt.Errorf("entry point %s: %w", entry.Path, err)
+		err = fmt.Errorf("entry point %s: %w", m.entry, err)
 	}
-	return entry, a, err
+	return m.entry, a, err
 }
 
-// resolve finds the module, and reads it for its digest.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, f *os.File, err error) {
-	entry, f, err = findEntry(ctx, walls.Open, p.spec)
+// resolve finds the module, and reads it for its digest if it is a file. The caller
+// closes it.
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, error) {
+	entry, f, err := findEntry(ctx, walls.Open, p.spec)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.findLayer(ctx, err)
+	}
 	if err != nil {
-		return entry, id, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModulePath.String(telemetry.Text(entry.Path)))
@@ -292,29 +295,30 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry modu
 	if err == nil && info.Size() > module.MaxSize {
 		err = fmt.Errorf("it has %d bytes: %d are the most: %w", info.Size(), int64(module.MaxSize), errdefs.ErrInvalidArgument)
 	}
+	var id module.Identity
 	if err == nil {
 		id, err = module.Identify(f)
 	}
 	if err != nil {
 		f.Close()
-		return entry, id, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return entry, id, f, nil
+	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
 }
 
-// compile returns what the module id was compiled to; or opens it, to have it compiled.
-func (p *process) compile(ctx context.Context, id module.Identity, open module.Opener) (*module.Artifact, error) {
+// compile returns what a module was compiled to; or has it compiled.
+func (p *process) compile(ctx context.Context, m *program) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
-	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	a, err := p.container.host.cache.Get(ctx, id, open, p.container.compiler(p.spec), p.container.bundle.spare())
+	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
+	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())
 	if err != nil {
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
 		span.SetAttributes(telemetry.CompiledSize.Int64(a.Size))
-		telemetry.CacheLookup(ctx, a.Hit, id.Size, a.Size)
+		telemetry.CacheLookup(ctx, a.Hit, m.id.Size, a.Size)
 	}
 	return a, nil
 }

@@ -89,14 +89,18 @@ const (
 	HookPoststart = "hook.poststart"
 	// HookPoststop runs one of this kind.
 	HookPoststop = "hook.poststop"
-	// ModuleResolve finds the module, and reads it for its digest.
+	// ModuleResolve finds the module, and reads it for its digest if it is a file.
 	ModuleResolve = "module.resolve"
+	// ImageResolve asks containerd which layer of the container's image is the module.
+	ImageResolve = "image.resolve"
 	// ModuleCompile finds what it was compiled to, or has it compiled.
 	ModuleCompile = "module.compile"
 	// CompilerWait waits for somebody else who compiles the same module.
 	CompilerWait = "compiler.wait"
 	// CompilerQueue waits until fewer modules are compiled on the node.
 	CompilerQueue = "compiler.queue"
+	// LayerRead reads that layer from containerd's content store.
+	LayerRead = "layer.read"
 	// CompilerSpawn starts the compile process.
 	CompilerSpawn = "compiler.spawn"
 	// ModuleTranslate compiles the module, in that process.
@@ -244,6 +248,8 @@ const (
 	ModuleSourceImage = "image"
 	// ModuleSourceMount is for a file of what is mounted in it.
 	ModuleSourceMount = "mount"
+	// ModuleSourceLayer is for a layer of the image.
+	ModuleSourceLayer = "layer"
 )
 
 // Fields of a line in the log: those that OpenTelemetry has for logs of other formats.
