@@ -150,7 +150,7 @@ func (p *process) prepare() (*guest, error) {
 	g, err := load(context.Background(), *m.Load, p.config, p.limit, p.guest)
 	p.spans.Record(relay.ModuleLoad, began, err, nil)
 	if err != nil {
-		return nil, fmt.Errorf("entry point %s: %w", m.Load.Path, err)
+		return nil, fmt.Errorf("entry point %s: %w", m.Load, err)
 	}
 	g.memory.show(p.size)
 	return g, p.control.Send(Message{Ready: true})

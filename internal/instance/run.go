@@ -290,7 +290,7 @@ func (t trap) ErrorType() string { return "trap" }
 
 func (g *guest) exit(err error) int {
 	if failure := asFailure(err); failure != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", g.entry.Path, failure)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", g.entry, failure)
 	}
 	return exitStatus(err)
 }

@@ -16,11 +16,39 @@ import (
 
 // An Entry is what a container's first argument names.
 type Entry struct {
-	Path string `json:"path"` // absolute, in the container's root file system
+	// Path is absolute, in the container's root file system; empty where it is a layer
+	// of the image.
+	Path string `json:"path"`
 	// Func is the exported function to call; empty for the module's _start.
 	Func string `json:"func,omitempty"`
 	// Argv0 is the first argument with the function's name taken off.
 	Argv0 string `json:"argv0"`
+}
+
+// String is what the entry is called in messages.
+func (e Entry) String() string {
+	if e.Path == "" {
+		return e.Argv0
+	}
+	return e.Path
+}
+
+// LayerEntry is what the first argument of a process names where the module is no
+// file, and needs no name: what comes after the last "#" is an exported function,
+// the rest is the caller's to choose.
+func LayerEntry(argv0 string) (Entry, error) {
+	i := strings.LastIndexByte(argv0, '#')
+	if i <= 0 {
+		return Entry{Argv0: argv0}, nil
+	}
+	if argv0[i+1:] == "" {
+		return Entry{}, noFunction(argv0)
+	}
+	return Entry{Argv0: argv0[:i], Func: argv0[i+1:]}, nil
+}
+
+func noFunction(argv0 string) error {
+	return fmt.Errorf("entry point %q: no function is named after the #", argv0)
 }
 
 // A FileOpener opens a file of the container's root file system: path is
@@ -50,7 +78,7 @@ func Find(open FileOpener, argv0, cwd, search string) (Entry, *os.File, error) {
 	if i := strings.LastIndexByte(argv0, '#'); i > 0 && errors.Is(err, fs.ErrNotExist) {
 		name, fn := argv0[:i], argv0[i+1:]
 		if fn == "" {
-			return Entry{}, nil, fmt.Errorf("entry point %q: no function is named after the #", argv0)
+			return Entry{}, nil, noFunction(argv0)
 		}
 		f, p, err := lookUp(open, name, cwd, search)
 		if err != nil {
@@ -156,6 +184,13 @@ func Check(f io.ReaderAt) error {
 	case strings.HasPrefix(string(head), "\x7fELF"), strings.HasPrefix(string(head), "#!"):
 		return ErrLinuxProgram
 	case !strings.HasPrefix(string(head), "\x00asm"):
+		text, err := readText(f)
+		if err != nil {
+			return err
+		}
+		if text != "" {
+			return fmt.Errorf("WebAssembly text (%s), not a binary module: build one of it, as with `wat2wasm app.wat -o app.wasm` of wabt", text)
+		}
 		return fmt.Errorf("not a WebAssembly module: it begins with % x, not with 00 61 73 6d (\\0asm)", head)
 	case n < 8:
 		return fmt.Errorf("a truncated WebAssembly module: %d bytes", n)
@@ -165,4 +200,59 @@ func Check(f io.ReaderAt) error {
 		return fmt.Errorf("WebAssembly version % x: only version 1 is supported", head[4:])
 	}
 	return nil
+}
+
+// maxText bounds how much of a file is looked through for the begin of a text,
+// bytes: a licence may come before it.
+const maxText = 64 << 10
+
+// readText is the first expression of f, if it is the text format of WebAssembly.
+//
+// See https://webassembly.github.io/spec/core/text/lexical.html#white-space.
+func readText(f io.ReaderAt) (string, error) {
+	data := make([]byte, maxText)
+	n, err := f.ReadAt(data, 0)
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	text := skipBlank(string(data[:n]))
+	for _, form := range []string{"(module", "(component"} {
+		rest, ok := strings.CutPrefix(text, form)
+		if ok && (rest == "" || strings.ContainsRune(" \t\r\n()$;", rune(rest[0]))) {
+			return form, nil
+		}
+	}
+	return "", nil
+}
+
+// skipBlank takes white space and comments off the front of a text.
+func skipBlank(text string) string {
+	text = strings.TrimPrefix(text, "\ufeff") // by some editors, to say that it is UTF-8
+	for {
+		text = strings.TrimLeft(text, " \t\r\n")
+		switch {
+		case strings.HasPrefix(text, ";;"):
+			_, text, _ = strings.Cut(text, "\n")
+		case strings.HasPrefix(text, "(;"):
+			text = skipComment(text)
+		default:
+			return text
+		}
+	}
+}
+
+// skipComment takes the comment off that text begins with; there may be others in it.
+func skipComment(text string) string {
+	for depth := 0; len(text) > 1; text = text[1:] {
+		switch text[:2] {
+		case "(;":
+			depth, text = depth+1, text[1:]
+		case ";)":
+			depth, text = depth-1, text[1:]
+		}
+		if depth == 0 {
+			return text[1:]
+		}
+	}
+	return ""
 }

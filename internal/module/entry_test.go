@@ -200,6 +200,26 @@ func TestAnErrorOfOpenIsPassedOn(t *testing.T) {
 	}
 }
 
+func TestTheFirstArgumentOfALayerIsANameAndAFunction(t *testing.T) {
+	for _, tt := range []struct {
+		argv0 string
+		want  Entry
+	}{
+		{"app", Entry{Argv0: "app"}},
+		{"/bin/app.wasm", Entry{Argv0: "/bin/app.wasm"}},
+		{"app#f", Entry{Argv0: "app", Func: "f"}},
+		{"a#b#c", Entry{Argv0: "a#b", Func: "c"}},
+		{"#f", Entry{Argv0: "#f"}},
+	} {
+		if got, err := LayerEntry(tt.argv0); err != nil || got != tt.want || got.String() != tt.want.Argv0 {
+			t.Errorf("%q: got %+v, %v, want %+v", tt.argv0, got, err, tt.want)
+		}
+	}
+	if got, err := LayerEntry("app#"); err == nil || !strings.Contains(err.Error(), "no function") {
+		t.Errorf("app#: got %+v, %v", got, err)
+	}
+}
+
 func TestOnlyACoreModuleOfVersion1IsOne(t *testing.T) {
 	for _, tt := range []struct{ name, head, want string }{
 		{"a module", "\x00asm\x01\x00\x00\x00", ""},
@@ -212,7 +232,18 @@ func TestOnlyACoreModuleOfVersion1IsOne(t *testing.T) {
 		{"text", "hello, world", "68 65 6c 6c"},
 		{"one byte", "\x00", "begins with 00"},
 		{"three bytes of the magic number", "\x00as", "not a WebAssembly module"},
-		{"the text format", "(module)", "not a WebAssembly module"},
+		{"the text format", "(module)", "wat2wasm"},
+		{"the text format, its first word alone", "(module", "wat2wasm"},
+		{"the text format, with a name", "(module$app (func))", "wat2wasm"},
+		{"the text format, after blanks", "\ufeff \t\r\n (module\n)", "wat2wasm"},
+		{"the text format, after comments", ";; Copyright (;\n(; of (; all ;) ;);;\n(module)", "wat2wasm"},
+		{"the text format, after an empty comment", "(;;)(module)", "wat2wasm"},
+		{"the text format, after a long licence", strings.Repeat(";; words\n", 5000) + "(module)", "wat2wasm"},
+		{"the text format of a component", "(component)", "wat2wasm"},
+		{"a comment that does not end", "(; (module", "not a WebAssembly module"},
+		{"another comment that does not end", "(;", "not a WebAssembly module"},
+		{"a line of comment and no more", ";; (module)", "not a WebAssembly module"},
+		{"another word", "(modules)", "not a WebAssembly module"},
 		{"the magic number alone", "\x00asm", "truncated"},
 		{"half a version", "\x00asm\x01\x00\x00", "truncated"},
 		{"a component", "\x00asm\x0d\x00\x01\x00", "component"},
@@ -330,7 +361,7 @@ func FuzzFind(f *testing.F) {
 }
 
 func FuzzCheck(f *testing.F) {
-	for _, s := range []string{"", "\x00asm\x01\x00\x00\x00", "\x00asm\x0d\x00\x01\x00", "\x7fELF", "#!/", "\x00asm", "garbage"} {
+	for _, s := range []string{"", "\x00asm\x01\x00\x00\x00", "\x00asm\x0d\x00\x01\x00", "\x7fELF", "#!/", "\x00asm", "garbage", "(module)", " ;; x\n(; (; ;) ;)(module", "(;", "(;;;)"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -26,7 +26,9 @@ const (
 	// which looks for it there after its own restart.
 	addressFile = "address"
 
+	// Variables of a shim with the addresses of its containerd.
 	ttrpcAddressEnv = "TTRPC_ADDRESS"
+	grpcAddressEnv  = "GRPC_ADDRESS"
 )
 
 // A starter is the command line of a `start`. Package shim knows it as well, but

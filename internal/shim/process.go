@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -119,7 +120,6 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			return classify(err)
 		}
 		// The broken entry has been dropped; a second one would be no accident.
-		p.log(ctx).WithError(err).Warn("compile cache: entry dropped, compiling again")
 		if p.execID == "" {
 			p.container.poststop(ctx) // the process that hooks have been told of is gone
 		}
@@ -212,18 +212,23 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, id, compiled, err := p.module(ctx, walls)
+	entry, artifact, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	err = walls.Attach(compiled)
-	compiled.Close()
-	if err != nil {
+	defer artifact.Close()
+	if err := walls.Attach(artifact.Dir); err != nil {
 		return err
 	}
+	// While it is loaded, which runs nothing of it.
+	verified := make(chan error, 1)
+	go func() { verified <- artifact.Verify() }()
 	told := time.Now()
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if broken := <-verified; broken != nil {
+		err = &instance.Error{Text: broken.Error(), Kind: instance.StaleCache}
+	}
 	if err != nil && !errors.As(err, &e) {
 		telemetry.Past(ctx, telemetry.ModuleLoad, told, err) // it has not lived to send that
 	}
@@ -235,7 +240,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 		}
 	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Drop(id.Digest))
+		err = errors.Join(err, p.container.host.cache.Discard(ctx, artifact, err))
 	}
 	if err != nil {
 		return err
@@ -243,33 +248,37 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// module is the process's: what it is called, which one it is, and the directory with
-// what it was compiled to.
-func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
-	var f *os.File
+// module is the process's: what it is called, and what it was compiled to, for the caller
+// to verify and to close.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, a *module.Artifact, err error) {
+	var m *program
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
-		entry, id, f, err = p.resolve(ctx, walls)
+		m, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
-		return entry, id, nil, err
+		return entry, nil, err
 	}
-	defer f.Close()
+	defer m.close()
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, id, f)
+		a, err = p.compile(ctx, m)
 		return err
 	})
 	if err != nil {
-		err = fmt.Errorf("entry point %s: %w", entry.Path, err)
+		err = fmt.Errorf("entry point %s: %w", m.entry, err)
 	}
-	return entry, id, compiled, err
+	return m.entry, a, err
 }
 
-// resolve finds the module, and reads it for its digest.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, f *os.File, err error) {
-	entry, f, err = findEntry(ctx, walls.Open, p.spec)
+// resolve finds the module, and reads it for its digest if it is a file. The caller
+// closes it.
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, error) {
+	entry, f, err := findEntry(ctx, walls.Open, p.spec)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.findLayer(ctx, err)
+	}
 	if err != nil {
-		return entry, id, nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModulePath.String(telemetry.Text(entry.Path)))
@@ -286,34 +295,32 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (entry modu
 	if err == nil && info.Size() > module.MaxSize {
 		err = fmt.Errorf("it has %d bytes: %d are the most: %w", info.Size(), int64(module.MaxSize), errdefs.ErrInvalidArgument)
 	}
+	var id module.Identity
 	if err == nil {
 		id, err = module.Identify(f)
 	}
 	if err != nil {
 		f.Close()
-		return entry, id, nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
+		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return entry, id, f, nil
+	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
 }
 
-// compile returns the directory with what the module f was compiled to; or has it
-// compiled.
-func (p *process) compile(ctx context.Context, id module.Identity, f *os.File) (*os.File, error) {
+// compile returns what a module was compiled to; or has it compiled.
+func (p *process) compile(ctx context.Context, m *program) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
-	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	a, err := p.container.host.cache.Get(ctx, id, f, p.container.compilerOf(p.spec))
+	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
+	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())
 	if err != nil {
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
-		if size, err := a.Size(); err == nil { // else the entry has just been dropped
-			span.SetAttributes(telemetry.CompiledSize.Int64(size))
-			telemetry.CacheLookup(ctx, a.Hit, id.Size, size)
-		}
+		span.SetAttributes(telemetry.CompiledSize.Int64(a.Size))
+		telemetry.CacheLookup(ctx, a.Hit, m.id.Size, a.Size)
 	}
-	return a.Dir, nil
+	return a, nil
 }
 
 // start lets the guest run. One of several at the same time gets to do it.

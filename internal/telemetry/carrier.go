@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/relay"
 )
@@ -37,6 +38,16 @@ func Inject(ctx context.Context) string {
 		return "" // a map of strings always has an encoding
 	}
 	return strings.TrimSuffix(value.String(), "\n")
+}
+
+// Outgoing is ctx for a call by gRPC, which is made in the span of ctx, if it has one.
+func Outgoing(ctx context.Context) context.Context {
+	headers := propagation.MapCarrier{}
+	propagator.Inject(ctx, headers)
+	for name, value := range headers {
+		ctx = metadata.AppendToOutgoingContext(ctx, name, value)
+	}
+	return ctx
 }
 
 // Extract returns ctx with the remote span that value, of [TraceContextEnv],

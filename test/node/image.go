@@ -38,47 +38,67 @@ func Program(name string, data []byte) File {
 // Image makes an image of one layer with the given files, and unpacks it. Its
 // configuration is an ordinary Linux one.
 func (n *Node) Image(ctx context.Context, name string, config ocispec.ImageConfig, files ...File) (containerd.Image, error) {
+	m, err := Files(ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, config, files...)
+	if err != nil {
+		return nil, err
+	}
+	image, err := n.Artifact(ctx, name, m)
+	if err != nil {
+		return nil, err
+	}
+	return image, image.Unpack(n.Context(ctx), "")
+}
+
+// A Layer is one of a manifest.
+type Layer struct {
+	MediaType string
+	Data      []byte
+}
+
+// A Manifest is one of an image, which has an index if that is of more than one, or
+// if that has a platform.
+type Manifest struct {
+	Platform   *ocispec.Platform
+	ConfigType string
+	Config     any
+	Layers     []Layer
+	Change     func(*ocispec.Manifest) // may be nil
+}
+
+// Files is the manifest of an ordinary image, of one layer with the given files.
+func Files(p ocispec.Platform, config ocispec.ImageConfig, files ...File) (Manifest, error) {
+	layer, err := archive(files)
+	return Manifest{
+		ConfigType: ocispec.MediaTypeImageConfig,
+		Config:     ocispec.Image{Platform: p, Config: config, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}}},
+		Layers:     []Layer{{ocispec.MediaTypeImageLayer, layer}},
+	}, err
+}
+
+// Artifact makes an image of the manifests, as they are, and does not unpack it. One
+// of that name is no longer called that.
+func (n *Node) Artifact(ctx context.Context, name string, manifests ...Manifest) (containerd.Image, error) {
 	ctx = n.Context(ctx)
 	ctx, done, err := n.Client.WithLease(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done(ctx)
-	layer, err := archive(files)
-	if err != nil {
-		return nil, err
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, m := range manifests {
+		d, err := n.manifest(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		index.Manifests = append(index.Manifests, d)
 	}
-	ld, err := n.blob(ctx, ocispec.MediaTypeImageLayer, layer, nil)
-	if err != nil {
-		return nil, err
+	target := index.Manifests[0]
+	if len(manifests) > 1 || target.Platform != nil {
+		if target, err = n.document(ctx, ocispec.MediaTypeImageIndex, index, index.Manifests); err != nil {
+			return nil, err
+		}
 	}
-	data, err := json.Marshal(ocispec.Image{
-		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		Config:   config,
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{ld.Digest}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	cd, err := n.blob(ctx, ocispec.MediaTypeImageConfig, data, nil)
-	if err != nil {
-		return nil, err
-	}
-	data, err = json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cd, Layers: []ocispec.Descriptor{ld},
-	})
-	if err != nil {
-		return nil, err
-	}
-	// What keeps containerd's garbage collector off the image's parts.
-	md, err := n.blob(ctx, ocispec.MediaTypeImageManifest, data, map[string]string{
-		"containerd.io/gc.ref.content.config": cd.Digest.String(),
-		"containerd.io/gc.ref.content.l.0":    ld.Digest.String(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	record := images.Image{Name: name, Target: md}
+	record := images.Image{Name: name, Target: target}
 	if n.opts.CRI {
 		record.Labels = map[string]string{"io.cri-containerd.image": "managed"}
 	}
@@ -90,8 +110,42 @@ func (n *Node) Image(ctx context.Context, name string, config ocispec.ImageConfi
 	} else if err != nil {
 		return nil, err
 	}
-	image := containerd.NewImage(n.Client, record)
-	return image, image.Unpack(ctx, "")
+	return containerd.NewImage(n.Client, record), nil
+}
+
+func (n *Node) manifest(ctx context.Context, m Manifest) (d ocispec.Descriptor, err error) {
+	content := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	if content.Config, err = n.document(ctx, m.ConfigType, m.Config, nil); err != nil {
+		return d, err
+	}
+	content.Layers = []ocispec.Descriptor{}
+	for _, l := range m.Layers {
+		if d, err = n.blob(ctx, l.MediaType, l.Data, nil); err != nil {
+			return d, err
+		}
+		content.Layers = append(content.Layers, d)
+	}
+	parts := append([]ocispec.Descriptor{content.Config}, content.Layers...)
+	if m.Change != nil {
+		m.Change(&content)
+	}
+	d, err = n.document(ctx, ocispec.MediaTypeImageManifest, content, parts)
+	d.Platform = m.Platform
+	return d, err
+}
+
+// document makes a blob of v as JSON, which keeps containerd's garbage collector off
+// its parts.
+func (n *Node) document(ctx context.Context, mediaType string, v any, parts []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	labels := map[string]string{}
+	for i, p := range parts {
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.%d", i)] = p.Digest.String()
+	}
+	return n.blob(ctx, mediaType, data, labels)
 }
 
 func (n *Node) blob(ctx context.Context, mediaType string, data []byte, labels map[string]string) (ocispec.Descriptor, error) {

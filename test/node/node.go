@@ -49,6 +49,8 @@ type Options struct {
 	// CRI turns on what the kubelet talks to. Everything is in its namespace
 	// then, and it knows the images.
 	CRI bool
+	// ContentStore is the address of a content store, in place of containerd's own.
+	ContentStore string
 }
 
 // A Node is a running containerd.
@@ -67,7 +69,15 @@ disabled_plugins = [
   "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri",
 {{- end}}
   "io.containerd.internal.v1.opt",
+{{- if .ContentStore}}
+  "io.containerd.content.v1.content",
+{{- end}}
 ]
+{{- if .ContentStore}}
+[proxy_plugins.store]
+  type = "content"
+  address = "{{.ContentStore}}"
+{{- end}}
 [grpc]
   address = "{{.Dir}}/c.sock"
 [ttrpc]
@@ -94,7 +104,7 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 		}
 	}()
 	var buf bytes.Buffer
-	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
+	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI, "ContentStore": opts.ContentStore}
 	if n.ownSockets() {
 		values["SocketDir"] = n.SocketDir()
 	}
