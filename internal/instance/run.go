@@ -43,7 +43,7 @@ type loaded struct {
 	machine  uint64 // bytes of machine code
 	// fill puts into its memory what that has at first, if the engine does not; else nil.
 	fill  func(*linearMemory) error
-	close func() error // what it was loaded from
+	close func() // what it was loaded from
 }
 
 // stale is what is wrong with an entry of the cache: the module was compiled before.
@@ -70,7 +70,7 @@ func loadEntry(ctx context.Context) (_ *loaded, err error) {
 	if err != nil {
 		return nil, stale(err)
 	}
-	return &loaded{r, compiled, files.module, files.header.Length, files.fill, files.Close}, nil
+	return &loaded{r, compiled, files.module, files.header.Length, files.fill, func() { files.Close() }}, nil
 }
 
 // interpret loads a module that is not compiled, and closes it.
@@ -85,7 +85,7 @@ func interpret(ctx context.Context, f *os.File) (*loaded, error) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	return &loaded{runtime: r, compiled: compiled, code: code, close: func() error { return nil }}, nil
+	return &loaded{runtime: r, compiled: compiled, code: code, close: func() {}}, nil
 }
 
 // invalid is what an engine says of a module that is none.
