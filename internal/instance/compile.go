@@ -12,6 +12,7 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
@@ -22,18 +23,13 @@ type CompileBounds struct {
 	CPU    time.Duration `json:"cpu"`    // of all processors together
 }
 
-// NewCompileBounds are those for a module of size bytes: see RATIONALE.md, "What
-// may compiling a module take?".
-func NewCompileBounds(size int64) (CompileBounds, error) {
-	var machine unix.Sysinfo_t
-	if err := unix.Sysinfo(&machine); err != nil {
-		return CompileBounds{}, fmt.Errorf("sysinfo: %w", err)
-	}
-	half := machine.Totalram * uint64(machine.Unit) / 2
+// NewCompileBounds are those for a module of size bytes, of which memory is at most what
+// is given: see RATIONALE.md, "What may compiling a module take?".
+func NewCompileBounds(size int64, memory uint64) CompileBounds {
 	return CompileBounds{
-		Memory: min(256<<20+64*uint64(size), half),
+		Memory: min(256<<20+64*uint64(size), memory),
 		CPU:    5*time.Minute + time.Duration(size)*time.Minute>>20,
-	}, nil
+	}
 }
 
 // exceeded says which of the bounds this process has come to, if one.
@@ -81,6 +77,9 @@ func readModule(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if info.Size() > module.MaxSize {
+		return nil, fmt.Errorf("it has %d bytes: %d are the most", info.Size(), int64(module.MaxSize))
 	}
 	code := make([]byte, info.Size())
 	if _, err := f.ReadAt(code, 0); err != nil && err != io.EOF {

@@ -144,7 +144,7 @@ func translate(ctx context.Context, code []byte) (compiled *bytes.Reader, err er
 		return nil, &Error{Text: err.Error(), Kind: Internal}
 	}
 	if _, err := r.CompileModule(ctx, code); err != nil {
-		return nil, fmt.Errorf("not a valid WebAssembly module: %w", err)
+		return nil, invalid(err)
 	}
 	if compiled == nil {
 		return nil, &Error{Text: errEngine.Error(), Kind: Internal}

@@ -120,7 +120,6 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			return classify(err)
 		}
 		// The broken entry has been dropped; a second one would be no accident.
-		p.log(ctx).WithError(err).Warn("compile cache: entry dropped, compiling again")
 		if p.execID == "" {
 			p.container.poststop(ctx) // the process that hooks have been told of is gone
 		}
@@ -213,18 +212,28 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, id, compiled, err := p.module(ctx, walls)
+	m, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	err = walls.Attach(compiled)
-	compiled.Close()
-	if err != nil {
-		return err
+	defer m.end()
+	load, bytes, verified := instance.Message{Load: &m.entry}, []*os.File(nil), make(chan error, 1)
+	if m.artifact != nil {
+		if err := walls.Attach(m.artifact.Dir); err != nil {
+			return err
+		}
+		// While it is loaded, which runs nothing of it.
+		go func() { verified <- m.artifact.Verify() }()
+	} else {
+		bytes = append(bytes, m.file)
+		verified <- nil
 	}
 	told := time.Now()
-	err = c.ask(instance.Message{Load: &entry})
+	err = c.ask(load, bytes...)
 	var e *instance.Error
+	if broken := <-verified; broken != nil {
+		err = &instance.Error{Text: broken.Error(), Kind: instance.StaleCache}
+	}
 	if err != nil && !errors.As(err, &e) {
 		telemetry.Past(ctx, telemetry.ModuleLoad, told, err) // it has not lived to send that
 	}
@@ -235,8 +244,8 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
-	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Drop(id.Digest))
+	if errors.As(err, &e) && e.Kind == instance.StaleCache && m.artifact != nil {
+		err = errors.Join(err, p.container.host.cache.Discard(ctx, m.artifact, err))
 	}
 	if err != nil {
 		return err
@@ -244,26 +253,51 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// module is the process's: what it is called, which one it is, and the directory with
-// what it was compiled to.
-func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
-	var m *program
+// A runnable is the module of a process as its engine wants it: compiled, or as it is.
+type runnable struct {
+	*program
+	artifact *module.Artifact // nil for an interpreter
+	file     *os.File         // nil for a compiler
+}
+
+func (r *runnable) end() {
+	if r.artifact != nil {
+		r.artifact.Close()
+	}
+	if r.file != nil {
+		r.file.Close()
+	}
+	_ = r.close() // it was only read
+}
+
+// module is the process's. The caller verifies what is compiled, and ends it.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable, err error) {
+	engine, err := p.container.bundle.engine(p.spec)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	r = &runnable{}
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
-		m, err = p.resolve(ctx, walls)
+		trace.SpanFromContext(ctx).SetAttributes(telemetry.Engine.String(string(engine)))
+		r.program, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
-		return entry, id, nil, err
+		return nil, err
 	}
-	defer m.close()
-	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, m)
-		return err
-	})
+	if engine == instance.Interpreter {
+		r.file, err = r.open(ctx)
+	} else {
+		err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
+			r.artifact, err = p.compile(ctx, r.program)
+			return err
+		})
+	}
 	if err != nil {
-		err = fmt.Errorf("entry point %s: %w", m.entry, err)
+		r.end()
+		return nil, fmt.Errorf("entry point %s: %w", r.entry, err)
 	}
-	return m.entry, m.id, compiled, err
+	return r, nil
 }
 
 // resolve finds the module, and reads it for its digest if it is a file. The caller
@@ -303,23 +337,20 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, 
 	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
 }
 
-// compile returns the directory with what a module was compiled to; or has it
-// compiled.
-func (p *process) compile(ctx context.Context, m *program) (*os.File, error) {
+// compile returns what a module was compiled to; or has it compiled.
+func (p *process) compile(ctx context.Context, m *program) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
-	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compilerOf(p.spec))
+	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())
 	if err != nil {
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
-		if size, err := a.Size(); err == nil { // else the entry has just been dropped
-			span.SetAttributes(telemetry.CompiledSize.Int64(size))
-			telemetry.CacheLookup(ctx, a.Hit, m.id.Size, size)
-		}
+		span.SetAttributes(telemetry.CompiledSize.Int64(a.Size))
+		telemetry.CacheLookup(ctx, a.Hit, m.id.Size, a.Size)
 	}
-	return a.Dir, nil
+	return a, nil
 }
 
 // start lets the guest run. One of several at the same time gets to do it.
