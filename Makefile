@@ -83,7 +83,7 @@ fuzz: ## look for input that breaks what reads it, FUZZTIME (20000x) tries for e
 	@for package in $$($(GO) list ./internal/...); do for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 		echo "=== $$target, $$package"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$package || exit 1; done; done
 
-bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
+bench: build bin/nowalls/containerd-shim-wazero-v1 bin/symbols/containerd-shim-wazero-v1 $(containerd) bin/runc bin/wazero guests ## time it beside containerd's runc shim, in one run; needs root
 	@$(GO) run ./test/bench -bin bin -o bin/bench.jsonl $(BENCH_FLAGS)
 
 lint: $(lint) ## run the linters
@@ -126,6 +126,13 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 # What the benchmark compares with, to see what the walls cost.
 bin/nowalls/containerd-shim-wazero-v1: $(sources)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w' -o $@ ./cmd/containerd-shim-wazero-v1
+
+# The shim as it is shipped, with the symbols that say what is in it.
+bin/symbols/containerd-shim-wazero-v1: $(sources)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/containerd-shim-wazero-v1
+
+performance: ## put what "make bench" has measured into the documentation
+	@$(GO) run ./test/bench -write docs/performance.md,README.md $(or $(BENCH_OUTPUT),bin/bench.jsonl)
 
 guests: $(guests)
 
@@ -202,5 +209,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
+.PHONY: help build install demo performance test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
 .DEFAULT_GOAL := help

@@ -95,9 +95,6 @@ func timed(ctx context.Context, container containerd.Container) (t [5]float64, e
 	return t, nil
 }
 
-// warm is how many rounds are not counted: the compile cache, the page cache.
-const warm = 3
-
 // byTurns runs containers one at a time, each contender first as often as the
 // others and after each of them, for a shim may be busy with its end yet. before,
 // if there is one, is called ahead of each life.
@@ -107,7 +104,7 @@ func (b *bench) byTurns(ctx context.Context, section string, count, rounds int, 
 			b.add(sample{section, c.name, count, step, "ms", nil})
 		}
 	}
-	for round := range rounds + warm {
+	for round := range rounds + b.warm {
 		for turn := range contenders {
 			i := (round + turn) % len(contenders)
 			if round%2 == 1 {
@@ -123,7 +120,7 @@ func (b *bench) byTurns(ctx context.Context, section string, count, rounds int, 
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
-			if round < warm {
+			if round < b.warm {
 				continue
 			}
 			for k, step := range steps {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/signal"
@@ -57,11 +58,12 @@ var sections = []section{
 
 // settings are how much is measured.
 type settings struct {
-	rounds, tasks, blocks, containers, pods int
-	work                                    int
-	nodeCounts, podCounts                   []int
-	settle, idle                            time.Duration
-	traced, telemetry                       int
+	warm, rounds                    int
+	tasks, blocks, containers, pods int
+	work                            int
+	nodeCounts, podCounts           []int
+	settle, idle                    time.Duration
+	traced, telemetry               int
 }
 
 // A bench is a run.
@@ -70,6 +72,7 @@ type bench struct {
 	*results
 	n          *node.Node
 	bin        string // the programs that are timed: a copy, see install
+	from       string // what they are a copy of
 	guests     string
 	host       *hostFile
 	contenders map[string]contender
@@ -84,6 +87,7 @@ func main() {
 	guests := flag.String("guests", "bin/guests", "directory with the programs to run")
 	only := flag.String("run", "", "run only these `sections`, with commas between them:\n"+list())
 	out := flag.String("o", "", "write what was measured to this `file` as well, as JSON lines")
+	flag.IntVar(&s.warm, "warm", 3, "rounds that are not counted: for the page cache")
 	flag.IntVar(&s.rounds, "n", 60, "containers of each kind, one at a time")
 	flag.IntVar(&s.tasks, "tasks", 40, "containers of each kind in each block of the throughput")
 	flag.IntVar(&s.blocks, "blocks", 5, "blocks of each kind for the throughput, by turns")
@@ -91,7 +95,7 @@ func main() {
 	flag.IntVar(&s.pods, "pods", 5, "pods of each kind to see what a further container takes")
 	flag.Func("counts", "`numbers` of containers on the node for the section scale (default 1,10,100,500)", numbers(&s.nodeCounts, 1, 10, 100, 500))
 	flag.Func("podcounts", "`numbers` of containers in a pod for the section podscale (default 1,10,50)", numbers(&s.podCounts, 1, 10, 50))
-	flag.DurationVar(&s.settle, "settle", 5*time.Second, "how long to let running containers settle")
+	flag.DurationVar(&s.settle, "settle", 3*time.Second, "how long to let running containers settle")
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
@@ -186,7 +190,7 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if bin, err = filepath.Abs(bin); err != nil {
 		return nil, err
 	}
-	b := &bench{settings: s, results: &results{}, guests: guests}
+	b := &bench{settings: s, results: &results{}, from: bin, guests: guests}
 	if b.bin, err = install(bin); err != nil {
 		return nil, err
 	}
@@ -242,8 +246,12 @@ func install(bin string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "bench"); err != nil {
 		return "", err
 	}
-	for _, name := range []string{"containerd", runcShim, "runc", wazeroShim, bareShim, "wazero"} {
+	always := []string{"containerd", runcShim, "runc", wazeroShim}
+	for _, name := range append(always, bareShim, "wazero") {
 		data, e := os.ReadFile(filepath.Join(bin, name))
+		if errors.Is(e, fs.ErrNotExist) && !slices.Contains(always, name) {
+			continue // a section that needs it will say so
+		}
 		if e == nil {
 			e = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700)
 		}
@@ -324,7 +332,15 @@ func (b *bench) left(ctx context.Context) error {
 	for _, c := range containers {
 		errs = append(errs, fmt.Errorf("container %s", c.ID()))
 	}
-	running, err := families(filepath.Join(b.bin, wazeroShim), filepath.Join(b.bin, bareShim), filepath.Join(b.bin, runcShim), filepath.Join(b.bin, "runc"))
+	programs, err := filepath.Glob(b.bin + "/*shim*")
+	if err != nil {
+		return err
+	}
+	without, err := filepath.Glob(filepath.Join(b.bin, bareShim))
+	if err != nil {
+		return err
+	}
+	running, err := families(slices.Concat(programs, without, []string{filepath.Join(b.bin, "runc")})...)
 	if err != nil {
 		return err
 	}

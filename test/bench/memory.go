@@ -138,7 +138,7 @@ func (b *bench) further(ctx context.Context, c contender) (err error) {
 		err = errors.Join(err, end(context.WithoutCancel(ctx), all), p.end(context.WithoutCancel(ctx)))
 	}()
 	c.pod = p.ID()
-	const more = 10
+	more := min(10, b.containers)
 	var before cost
 	for _, n := range []int{1, more} {
 		added, err := b.residents(ctx, c, n)
@@ -154,8 +154,8 @@ func (b *bench) further(ctx context.Context, c contender) (err error) {
 			return err
 		}
 		if n == more {
-			b.add(sample{"memory", c.name, 0, inPod(pss), "KiB", []float64{(after.pss - before.pss) / more}})
-			b.add(sample{"memory", c.name, 0, inPod(private), "KiB", []float64{(after.private - before.private) / more}})
+			b.add(sample{"memory", c.name, 0, inPod(pss), "KiB", []float64{(after.pss - before.pss) / float64(more)}})
+			b.add(sample{"memory", c.name, 0, inPod(private), "KiB", []float64{(after.private - before.private) / float64(more)}})
 		}
 		before = after
 	}
@@ -212,7 +212,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 			return err
 		}
 	}
-	if err := rest(ctx, b.settings.idle); err != nil {
+	if err := rest(ctx, b.idle); err != nil {
 		return err
 	}
 	for _, c := range kinds {
@@ -233,7 +233,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 		if len(before[c.name]) > 0 {
 			return fmt.Errorf("%s: processes have ended meanwhile: %v", c.name, before[c.name])
 		}
-		b.add(sample{"idle", c.name, b.containers, "interval", "s", []float64{b.settings.idle.Seconds()}})
+		b.add(sample{"idle", c.name, b.containers, "interval", "s", []float64{b.idle.Seconds()}})
 	}
 	return nil
 }

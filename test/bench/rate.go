@@ -16,14 +16,14 @@ func rate(ctx context.Context, b *bench) error {
 		for _, c := range contenders {
 			b.add(sample{"rate", c.name, at, "rate", "1/s", nil})
 		}
-		blocks := b.blocks
+		tasks := b.tasks
 		if at == 1 {
-			blocks = (blocks + 1) / 2 // says what one more at a time gains
+			tasks = (tasks + 1) / 2 // they take as long
 		}
-		for block := range blocks {
+		for block := range b.blocks {
 			for turn := range contenders {
 				c := contenders[(block+turn)%len(contenders)]
-				perSecond, err := b.throughput(ctx, c, at)
+				perSecond, err := b.throughput(ctx, c, tasks, at)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
 				}
@@ -36,7 +36,7 @@ func rate(ctx context.Context, b *bench) error {
 
 // throughput runs containers, some at a time, from the first one's metadata to the
 // removal of the last one's snapshot.
-func (b *bench) throughput(ctx context.Context, c contender, at int) (float64, error) {
+func (b *bench) throughput(ctx context.Context, c contender, tasks, at int) (float64, error) {
 	work := make(chan struct{})
 	errs := make([]error, at)
 	var wg sync.WaitGroup
@@ -49,12 +49,12 @@ func (b *bench) throughput(ctx context.Context, c contender, at int) (float64, e
 			}
 		})
 	}
-	for range b.tasks {
+	for range tasks {
 		work <- struct{}{}
 	}
 	close(work)
 	wg.Wait()
-	return float64(b.tasks) / time.Since(began).Seconds(), errors.Join(errs...)
+	return float64(tasks) / time.Since(began).Seconds(), errors.Join(errs...)
 }
 
 func rateTable(r *results) string {

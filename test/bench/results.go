@@ -96,7 +96,7 @@ type line struct {
 	Machine machine     `json:"machine,omitempty"`
 	Sample  *sample     `json:"sample,omitempty"`
 	Span    *spanSample `json:"span,omitempty"`
-	Figure  *figure     `json:"figure,omitempty"` // made of the samples, for other programs to read
+	Outcome *outcome    `json:"outcome,omitempty"` // made of the samples, for other programs to read
 }
 
 // write writes all of it, with the figures that it makes.
@@ -115,8 +115,8 @@ func (r *results) write(w io.Writer) error {
 			return err
 		}
 	}
-	for _, f := range figures(r) {
-		if err := out.Encode(line{Figure: &f}); err != nil {
+	for _, f := range outcomes(r) {
+		if err := out.Encode(line{Outcome: &f}); err != nil {
 			return err
 		}
 	}

@@ -55,8 +55,8 @@ func rounds(r *results, section, what string) string {
 	if who := r.who(section); len(who) > 0 {
 		n = len(r.of(section, who[0], 0, total))
 	}
-	return fmt.Sprintf("%d containers of each kind by turns, after %d that are not counted: %s.\n"+
-		"Milliseconds, p50 (p95) and p50 over that of the first line; in brackets the interval that has this ratio in 95 of 100 runs.\n", n, warm, what)
+	return fmt.Sprintf("%d containers of each kind by turns: %s.\n"+
+		"Milliseconds, p50 (p95) and p50 over that of the first line; in brackets the interval that has this ratio in 95 of 100 runs.\n", n, what)
 }
 
 // stepTable is of a section of byTurns: against its first contender.

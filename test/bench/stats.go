@@ -17,7 +17,7 @@ const resamples = 2000
 
 // quantile is the q-quantile of values, 0 to 1, between the two that are nearest.
 // Of no values it is 0.
-func quantile(values []float64, q float64) float64 {
+func quantile[T ~int64 | ~float64](values []T, q float64) T {
 	if len(values) == 0 {
 		return 0
 	}
@@ -27,7 +27,7 @@ func quantile(values []float64, q float64) float64 {
 	if below+1 >= len(sorted) {
 		return sorted[len(sorted)-1]
 	}
-	return sorted[below] + (at-float64(below))*(sorted[below+1]-sorted[below])
+	return sorted[below] + T((at-float64(below))*float64(sorted[below+1]-sorted[below]))
 }
 
 func median(values []float64) float64 { return quantile(values, 0.5) }

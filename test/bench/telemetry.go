@@ -119,7 +119,7 @@ func telemetry(ctx context.Context, b *bench) (err error) {
 		c.name = name
 		kinds = append(kinds, c)
 	}
-	if err := b.byTurns(ctx, "telemetry", 0, b.settings.telemetry, kinds, func(c contender) error { return b.host.collector(addresses[c.name]) }); err != nil {
+	if err := b.byTurns(ctx, "telemetry", 0, b.telemetry, kinds, func(c contender) error { return b.host.collector(addresses[c.name]) }); err != nil {
 		return err
 	}
 	time.Sleep(3 * time.Second) // the last shims flush

@@ -58,13 +58,13 @@ func waterfall(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	traces := map[string][]traced{}
-	for round := range warm + b.traced {
+	for round := range b.warm + b.traced {
 		for _, name := range []string{tiny, wasmC, wasmGo} {
 			t, err := trace(ctx, n.Client, contenders[name], b.id())
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			if round >= warm {
+			if round >= b.warm {
 				traces[name] = append(traces[name], t)
 			}
 		}
