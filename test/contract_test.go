@@ -609,6 +609,29 @@ func fifos(t *testing.T) cio.Config {
 	return c
 }
 
+// readFifos are some that are read until the test ends. What nobody reads holds up an
+// exit for a second.
+func readFifos(t *testing.T) cio.Config {
+	t.Helper()
+	c := fifos(t)
+	for _, p := range []string{c.Stdout, c.Stderr} {
+		f, err := os.OpenFile(p, os.O_RDWR, 0) // no end of file when the shim closes its own
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.Copy(io.Discard, f)
+		}()
+		t.Cleanup(func() {
+			f.Close()
+			<-done
+		})
+	}
+	return c
+}
+
 func TestContract26AClientThatDetachesIsNoEndOfFile(t *testing.T) {
 	n := useNode(t)
 	cfg := fifos(t)

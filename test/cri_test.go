@@ -1099,12 +1099,12 @@ func (p *criPod) wantLimits(id, memory, cpu string) {
 func TestContract35And36RuntimeHandlers(t *testing.T) {
 	all := features(t, usePods(t))
 	// What -info says: the kubelet lets no pod with a user namespace come otherwise.
-	for _, name := range []string{"wazero", "wazero-path", "wazero-options"} {
+	for _, name := range []string{"wazero", "wazero-path", "wazero-v1", "wazero-options"} {
 		if f := all[name]; f == nil || !f.UserNamespaces || f.RecursiveReadOnlyMounts != all["runc"].GetRecursiveReadOnlyMounts() {
 			t.Errorf("handler %s has %v, runc %v", name, f, all["runc"])
 		}
 	}
-	for name, why := range map[string]string{"wazero-path": "by the path of the binary", "wazero-options": "with options"} {
+	for name, why := range map[string]string{"wazero-path": "by the path of the binary", "wazero-v1": "by the path as its type, as runtime-class-manager has it", "wazero-options": "with options"} {
 		t.Run(why, func(t *testing.T) {
 			p := newPod(t).up(name)
 			module, sidecar := p.run(probeImage, idleModule), p.run(busyboxImage, idleLinux)

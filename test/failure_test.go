@@ -166,7 +166,7 @@ func TestContract09AFailedCreateLeavesNothing(t *testing.T) {
 	})
 	t.Run("streams, the second of which is not there", func(t *testing.T) {
 		m := p.member(t, "hello.wasm")
-		m.stdio = fifos(t)
+		m.stdio = readFifos(t)
 		m.stdio.Stderr = "/no/such/fifo"
 		check(t, m, m.create(), "stderr", "/no/such/fifo", "no such file")
 	})
@@ -256,7 +256,7 @@ func TestContract09ACreateThatIsGivenUpAtAnyMoment(t *testing.T) {
 			whole.end(t)
 			for range 30 {
 				m := p.member(t, "hello.wasm")
-				m.stdio = fifos(t)
+				m.stdio = readFifos(t)
 				after := time.Duration(rand.Int64N(int64(long)))
 				if err := give(p.ctx, after, m); err != nil {
 					givenUp++

@@ -135,7 +135,7 @@ func TestContract01And02EventsKeepTheirOrderUnderAHammer(t *testing.T) {
 					if kind > 0 {
 						m = p.member(t, "spin.wasm")
 					}
-					m.stdio = fifos(t)
+					m.stdio = readFifos(t)
 				}
 				mu.Lock()
 				done = append(done, m)

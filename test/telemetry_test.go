@@ -230,6 +230,7 @@ func shimLines(n *node.Node) (lines []string) {
 // A collector may do what it wants.
 func TestACollectorIsNeverInTheWay(t *testing.T) {
 	need(t)
+	t.Parallel()
 	want := withoutTelemetry(t)
 	for name, h := range hostilities {
 		protocols := h.protocols
@@ -292,6 +293,7 @@ const spokenTo = "malformed HTTP response|readLoopPeekFailLocked|connection rese
 // nothing arrives: see docs/telemetry.md, Troubleshooting.
 func TestTheLogSaysWhatIsWrongWithACollector(t *testing.T) {
 	need(t)
+	t.Parallel()
 	for name, said := range map[string]map[string]string{
 		"absent":       {"grpc": "connection refused", "http/protobuf": "connection refused"},
 		"no such name": {"http/protobuf": "collector.invalid"},
@@ -345,6 +347,7 @@ func hang(t *testing.T) []string {
 // The variables may have any value, of a collector that hangs.
 func TestNoVariableIsInTheWay(t *testing.T) {
 	need(t)
+	t.Parallel()
 	want := withoutTelemetry(t)
 	for _, env := range [][]string{
 		{"OTEL_BSP_MAX_QUEUE_SIZE=-1"}, {"OTEL_BSP_MAX_QUEUE_SIZE=9223372036854775807"}, {"OTEL_BSP_MAX_QUEUE_SIZE=1"},
@@ -484,6 +487,7 @@ func TestTheSameIDAtOnceWhileTheLastShimFlushes(t *testing.T) {
 // without the container's knowing.
 func TestACollectorMayRestart(t *testing.T) {
 	need(t)
+	t.Parallel()
 	for _, protocol := range []string{"grpc", "http/protobuf"} {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()

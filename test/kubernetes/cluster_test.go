@@ -215,7 +215,7 @@ func apiServer(ctx context.Context) error {
 		"--bind-address="+nodeIP, "--advertise-address="+nodeIP, "--endpoint-reconciler-type=none",
 		"--kubelet-preferred-address-types=InternalIP",
 		"--cert-dir="+dir, "--service-cluster-ip-range=10.95.0.0/16",
-		"--token-auth-file="+tokens, "--authorization-mode=AlwaysAllow",
+		"--token-auth-file="+tokens, "--authorization-mode=AlwaysAllow", "--allow-privileged=true",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		// There is no controller to make the accounts that pods would get.
 		"--disable-admission-plugins=ServiceAccount")

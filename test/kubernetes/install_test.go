@@ -285,11 +285,13 @@ func TestTheOverheadOfAPodIsWithinThatOfItsClass(t *testing.T) {
 	for _, process := range processes {
 		cgroups, _ := os.ReadFile(filepath.Join(process, "cgroup"))
 		name, _ := os.ReadFile(filepath.Join(process, "comm"))
-		line, _ := os.ReadFile(filepath.Join(process, "cmdline"))
+		// Its folder is its bundle.
+		folder, _ := os.Readlink(filepath.Join(process, "cwd"))
+		program, _ := os.Readlink(filepath.Join(process, "exe"))
 		switch {
 		case strings.Contains(string(cgroups), "pod"+string(pod.UID)) && strings.HasPrefix(string(name), "pause"):
 			pause += pss(t, process)
-		case strings.HasPrefix(string(name), "containerd-shim") && bytes.Contains(line, []byte(sandboxes.Items[0].Id)):
+		case filepath.Base(program) == "containerd-shim-wazero-v1" && filepath.Base(folder) == sandboxes.Items[0].Id:
 			shim += pss(t, process)
 		}
 	}

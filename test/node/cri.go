@@ -45,6 +45,8 @@ var criConfig = template.Must(template.New("").Parse(`
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero-path]
       runtime_type = "` + Runtime + `"
       runtime_path = "{{.Shim}}"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero-v1]
+      runtime_type = "{{.Shim}}"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero-options]
       runtime_type = "` + Runtime + `"
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.wazero-options.options]
