@@ -63,7 +63,7 @@ type settings struct {
 	work                            int
 	nodeCounts, podCounts           []int
 	settle, idle                    time.Duration
-	traced, telemetry               int
+	traced, beside, telemetry       int
 }
 
 // A bench is a run.
@@ -98,6 +98,7 @@ func main() {
 	flag.DurationVar(&s.settle, "settle", 3*time.Second, "how long to let running containers settle")
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
+	flag.IntVar(&s.beside, "beside", 0, "idle containers that run beside the traced ones")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
 	flag.IntVar(&s.work, "work", 6, "how often each piece of work is done by each")
 	document := flag.String("write", "", "run nothing: put the tables into these `files`, of the output files that are the arguments")
