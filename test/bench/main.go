@@ -61,6 +61,7 @@ type settings struct {
 	warm, rounds                    int
 	tasks, blocks, containers, pods int
 	work                            int
+	pieces                          string // of work; all if empty
 	nodeCounts, podCounts           []int
 	settle, idle                    time.Duration
 	traced, beside, telemetry       int
@@ -100,7 +101,8 @@ func main() {
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
 	flag.IntVar(&s.beside, "beside", 0, "idle containers that run beside the traced ones")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
-	flag.IntVar(&s.work, "work", 6, "how often each piece of work is done by each")
+	flag.IntVar(&s.work, "work", 5, "how often each piece of work is done by each")
+	flag.StringVar(&s.pieces, "pieces", "", "run only these `pieces` of work, with commas between them")
 	document := flag.String("write", "", "run nothing: put the tables into these `files`, of the output files that are the arguments")
 	collect := flag.Bool("collect", false, "be the collector, until the standard input ends")
 	flag.Parse()

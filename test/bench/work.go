@@ -36,8 +36,8 @@ var pieces = []struct {
 	name, size string
 	dir        bool
 }{
-	{"sha256", "20", false}, {"nbody", "1500", false}, {"memory", "8", false}, {"indirect", "30000", false}, {"host", "2000", false},
-	{"grow", "96", false}, {"file", "64", true}, {"files", "3000", true}, {"stdout", "1024", false},
+	{"sha256", "10", false}, {"nbody", "1000", false}, {"memory", "6", false}, {"indirect", "15000", false}, {"host", "1000", false},
+	{"grow", "64", false}, {"file", "64", true}, {"files", "3000", true}, {"stdout", "1024", false},
 }
 
 // Who does the work.
@@ -103,6 +103,9 @@ func work(ctx context.Context, b *bench) (err error) {
 	}
 	workers := []worker{{bareWazero, w.bare}, {bareInCgroup, w.inCgroup}, {shimWazero, wasm}, {runcNative, native}}
 	for _, p := range pieces {
+		if b.pieces != "" && !slices.Contains(strings.Split(b.pieces, ","), p.name) {
+			continue
+		}
 		args := []string{p.name, p.size}
 		if p.dir {
 			args = append(args, "/data")

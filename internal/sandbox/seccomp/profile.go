@@ -27,7 +27,7 @@ var (
 
 // ForCompiler are the filters of a compile process.
 func ForCompiler() (*Filters, error) {
-	f, err := newFilter(compile(builtin(compiling)), unix.SECCOMP_FILTER_FLAG_TSYNC)
+	f, err := newFilter(compile(builtin(compiling)), unix.SECCOMP_FILTER_FLAG_TSYNC|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW)
 	return &Filters{Load: f}, err
 }
 
@@ -44,13 +44,18 @@ func ForCompiler() (*Filters, error) {
 //     and not even that once the guest runs.
 //
 // As for runc, names that this architecture does not have are passed over; what
-// has a name that nobody knows, our filter does not let through.
+// has a name that nobody knows, our filter does not let through. As for runc, a
+// profile that lists no flags at all has SECCOMP_FILTER_FLAG_SPEC_ALLOW, and so has
+// ours: see RATIONALE.md, "Why may a guest's process speculate?".
 //
 // # Errors
 //
 // What cannot be made a filter of, just as it is meant.
 func New(profile *specs.LinuxSeccomp) (_ *Filters, err error) {
 	program, flags := loadingProgram(), uint(unix.SECCOMP_FILTER_FLAG_TSYNC)
+	if profile == nil || profile.Flags == nil { // not even none of them
+		flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+	}
 	if profile != nil {
 		p, err := newPolicy(profile)
 		if err != nil {

@@ -359,3 +359,41 @@ func TestAProfileIsRefusedForWhatItCannotMean(t *testing.T) {
 		})
 	}
 }
+
+// A filter without SPEC_ALLOW has a kernel before 5.16 turn off speculation for the
+// whole process: bare wazero, and a container of runc's, are not slowed by that.
+func TestSpeculationIsForbiddenOnlyByAProfileThatSaysItsFlags(t *testing.T) {
+	compiler, err := ForCompiler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if compiler.Load.Flags&unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW == 0 {
+		t.Error("the filter of a compile process forbids it")
+	}
+	profile := func(flags ...specs.LinuxSeccompFlag) *specs.LinuxSeccomp {
+		return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: flags}
+	}
+	for _, tt := range []struct {
+		name    string
+		profile *specs.LinuxSeccomp
+		want    bool
+	}{
+		{"no profile", nil, true},
+		{"a profile without flags", profile(), true},
+		{"a profile with an empty list of them", profile([]specs.LinuxSeccompFlag{}...), false},
+		{"a profile with another one", profile(specs.LinuxSeccompFlagLog), false},
+		{"a profile that allows it", profile(specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := New(tt.profile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for which, flags := range map[string]uint{"first": f.Load.Flags, "second": f.Start.Flags} {
+				if got := flags&unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW != 0; got != tt.want {
+					t.Errorf("the %s filter lets it speculate: %v, want %v", which, got, tt.want)
+				}
+			}
+		})
+	}
+}
