@@ -193,6 +193,13 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if bin, err = filepath.Abs(bin); err != nil {
 		return nil, err
 	}
+	others, err := busy()
+	if err != nil {
+		return nil, err
+	}
+	if others > 0.1 {
+		log.Printf("others use %.0f %% of the processors: what this run says is noise in part", 100*others)
+	}
 	b := &bench{settings: s, results: &results{}, from: bin, guests: guests}
 	if b.bin, err = install(bin); err != nil {
 		return nil, err
@@ -216,7 +223,7 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if b.contenders, err = b.enter(ctx, b.n); err != nil {
 		return nil, err
 	}
-	if b.Machine, err = thisMachine(b); err != nil {
+	if b.Machine, err = thisMachine(b, others); err != nil {
 		return nil, err
 	}
 	for _, c := range b.contenders { // compiles its module
