@@ -100,6 +100,18 @@ func TestWhatTheKernelSaysOfAProcessIsRead(t *testing.T) {
 	}
 }
 
+func TestWhatOthersUseIsWithoutWaiting(t *testing.T) {
+	used, all, err := usedOf([]byte("cpu  10 1 5 80 20 2 3 4 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n"))
+	if err != nil || used != 25 || all != 125 {
+		t.Errorf("used %v of %v, %v, want 25 of 125", used, all, err)
+	}
+	for _, broken := range []string{"", "cpu 1 2 3\n", "cpu0 10 1 5 80 20 2 3 4\n", "cpu 10 1 5 80 20 2 3 x\n"} {
+		if used, _, err := usedOf([]byte(broken)); err == nil {
+			t.Errorf("used in %q: %v, want an error", broken, used)
+		}
+	}
+}
+
 func TestProcessorTimeIsThatOfAllThreads(t *testing.T) {
 	used := func() time.Duration {
 		var r unix.Rusage

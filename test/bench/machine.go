@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/defaults"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ import (
 
 // thisMachine finds out what the figures are of: the machine from the kernel, the
 // programs from themselves. Nothing tells which machine it is.
-func thisMachine(b *bench) (machine, error) {
+func thisMachine(b *bench, others float64) (machine, error) {
 	var errs []error
 	read := func(name string) string {
 		data, err := os.ReadFile(name)
@@ -53,6 +54,7 @@ func thisMachine(b *bench) (machine, error) {
 	errs = append(errs, unix.Statfs(b.n.Dir, &fs))
 	m := machine{
 		{"processor", processor},
+		{"in use by others as the run began", fmt.Sprintf("%.0f %% of the processors", 100*others)},
 		{"memory", fmt.Sprintf("%.1f GiB", float64(kib)/(1<<20))},
 		{"kernel", "Linux " + first(read("/proc/sys/kernel/osrelease"), `^([0-9.]+)`) + ", " + runtime.GOARCH},
 		{"cgroups", cgroup},
@@ -63,6 +65,49 @@ func thisMachine(b *bench) (machine, error) {
 		{"Go", runtime.Version()},
 	}
 	return m, errors.Join(errs...)
+}
+
+// busy is how much of the machine's processors is in use, 0 to 1, over half a second:
+// by others, before a run has begun.
+func busy() (float64, error) {
+	read := func() (used, all float64, err error) {
+		data, err := os.ReadFile("/proc/stat")
+		if err != nil {
+			return 0, 0, err
+		}
+		return usedOf(data)
+	}
+	used, all, err := read()
+	if err != nil {
+		return 0, err
+	}
+	time.Sleep(500 * time.Millisecond)
+	usedThen, allThen, err := read()
+	if err != nil || allThen <= all {
+		return 0, err
+	}
+	return (usedThen - used) / (allThen - all), nil
+}
+
+// usedOf reads the first line of /proc/stat: the time of all processors that was not
+// spent waiting, and all of it, in ticks.
+func usedOf(stat []byte) (used, all float64, err error) {
+	first, _, _ := strings.Cut(string(stat), "\n")
+	f := strings.Fields(first)
+	if len(f) < 9 || f[0] != "cpu" {
+		return 0, 0, fmt.Errorf("not of the form of /proc/stat: %q", first)
+	}
+	for i, field := range f[1:9] { // what is behind them is in them
+		ticks, err := strconv.ParseFloat(field, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		all += ticks
+		if i != 3 && i != 4 { // idle, and waiting for a disk
+			used += ticks
+		}
+	}
+	return used, all, nil
 }
 
 func fileSystem(magic int64) string {

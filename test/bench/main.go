@@ -64,7 +64,7 @@ type settings struct {
 	pieces                          string // of work; all if empty
 	nodeCounts, podCounts           []int
 	settle, idle                    time.Duration
-	traced, telemetry               int
+	traced, beside, telemetry       int
 }
 
 // A bench is a run.
@@ -99,6 +99,7 @@ func main() {
 	flag.DurationVar(&s.settle, "settle", 3*time.Second, "how long to let running containers settle")
 	flag.DurationVar(&s.idle, "idle", 2*time.Minute, "how long to watch idle containers")
 	flag.IntVar(&s.traced, "traced", 40, "traced containers of each kind for the waterfall")
+	flag.IntVar(&s.beside, "beside", 0, "idle containers that run beside the traced ones")
 	flag.IntVar(&s.telemetry, "telemetry", 100, "containers of each kind to see what telemetry costs")
 	flag.IntVar(&s.work, "work", 5, "how often each piece of work is done by each")
 	flag.StringVar(&s.pieces, "pieces", "", "run only these `pieces` of work, with commas between them")
@@ -192,6 +193,13 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if bin, err = filepath.Abs(bin); err != nil {
 		return nil, err
 	}
+	others, err := busy()
+	if err != nil {
+		return nil, err
+	}
+	if others > 0.1 {
+		log.Printf("others use %.0f %% of the processors: what this run says is noise in part", 100*others)
+	}
 	b := &bench{settings: s, results: &results{}, from: bin, guests: guests}
 	if b.bin, err = install(bin); err != nil {
 		return nil, err
@@ -215,7 +223,7 @@ func run(ctx context.Context, s settings, bin, guests string, chosen []section, 
 	if b.contenders, err = b.enter(ctx, b.n); err != nil {
 		return nil, err
 	}
-	if b.Machine, err = thisMachine(b); err != nil {
+	if b.Machine, err = thisMachine(b, others); err != nil {
 		return nil, err
 	}
 	for _, c := range b.contenders { // compiles its module

@@ -57,10 +57,17 @@ func waterfall(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
+	on := &bench{settings: b.settings, results: b.results, n: n, bin: b.bin, contenders: contenders}
+	ctx = n.Context(ctx)
+	others, err := on.residents(ctx, contenders[wasmC], b.beside)
+	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx), others)) }()
+	if err != nil {
+		return err
+	}
 	traces := map[string][]traced{}
 	for round := range b.warm + b.traced {
 		for _, name := range []string{tiny, wasmC, wasmGo} {
-			t, err := trace(ctx, n.Client, contenders[name], b.id())
+			t, err := trace(ctx, n.Client, contenders[name], on.id())
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -219,8 +226,12 @@ func itself(spans []collector.Span) (gaps []collector.Span) {
 		slices.SortFunc(below, func(a, b collector.Span) int { return a.Start.Compare(b.Start) })
 		at := s.Start
 		for _, c := range append(below, collector.Span{Start: s.End, End: s.End}) {
-			if c.Start.Sub(at) >= 5*negligible {
-				gaps = append(gaps, collector.Span{Service: s.Service, Name: "(itself)", ID: fmt.Sprint(s.ID, at), Parent: s.ID, Start: at, End: c.Start})
+			until := c.Start // medians need not be in order
+			if until.After(s.End) {
+				until = s.End
+			}
+			if until.Sub(at) >= 5*negligible {
+				gaps = append(gaps, collector.Span{Service: s.Service, Name: "(itself)", ID: fmt.Sprint(s.ID, at), Parent: s.ID, Start: at, End: until})
 			}
 			if c.End.After(at) {
 				at = c.End
