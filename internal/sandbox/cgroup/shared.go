@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
@@ -21,7 +22,7 @@ import (
 func NewShared(name string, limits *specs.LinuxResources) (*Cgroup, error) {
 	path := "/" + name
 	if systemd.IsRunningSystemd() {
-		path = ":" + scopePrefix + ":" + name
+		path = ":" + scopePrefix + ":" + strings.TrimPrefix(name, scopePrefix+"-")
 	}
 	return New(path, name, limits, false)
 }
