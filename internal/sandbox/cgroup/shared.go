@@ -73,6 +73,7 @@ func (c *Cgroup) findKeeper() (*keeper, error) {
 }
 
 // Unshare removes the cgroup, with what a crash may have left in it. There need not be any.
+// It is the last that c is good for.
 func (c *Cgroup) Unshare() (err error) {
 	there := false
 	for _, path := range c.Paths() {
