@@ -12,6 +12,7 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 	"golang.org/x/sys/unix"
 
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
 
@@ -76,6 +77,9 @@ func readModule(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if info.Size() > module.MaxSize {
+		return nil, fmt.Errorf("it has %d bytes: %d are the most", info.Size(), int64(module.MaxSize))
 	}
 	code := make([]byte, info.Size())
 	if _, err := f.ReadAt(code, 0); err != nil && err != io.EOF {

@@ -56,16 +56,29 @@ type Config struct {
 	// Seccomp are the filters that the process installs, one before it reads the
 	// module, one before it runs it.
 	Seccomp *seccomp.Filters `json:"seccomp"`
+	// Engine is what runs the guest. An interpreter gets the module itself with
+	// [Message.Load], as a descriptor.
+	Engine Engine `json:"engine,omitempty"`
 	// Observe says that the guest may make spans of its own.
 	Observe bool `json:"observe,omitempty"`
 	// Compile bounds a compile process.
 	Compile CompileBounds `json:"compile,omitzero"`
 }
 
+// An Engine runs a module: one of the engines of wazero.
+type Engine string
+
+const (
+	// Compiler runs what the module has been compiled to.
+	Compiler Engine = "compiler"
+	// Interpreter runs it as it is: slower by far, and with none of the compiler's faults.
+	Interpreter Engine = "interpreter"
+)
+
 // Message is one packet on the control socket. Just one field is set, and Env with
 // Start.
 type Message struct {
-	// Load has the process read the module, which is compiled by now.
+	// Load has the process load the module, which is compiled by now, or comes with it.
 	Load *module.Entry `json:"load,omitempty"`
 	// Compile goes to a compile process with the module as a descriptor.
 	Compile bool `json:"compile,omitempty"`

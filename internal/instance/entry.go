@@ -31,8 +31,8 @@ const (
 const entryVersion = 2
 
 // A codeHeader is what a codeFile begins with. The engine's bytes follow, a part of
-// which is the machine code: that begins at a page of the file, so that it can be
-// mapped.
+// which is the machine code, and then what the guest's memory has in it at first. Both
+// of these begin at a page of the file, so that they can be mapped.
 type codeHeader struct {
 	// Key is what the engine asks for when it is given the moduleFile.
 	Key codeKey
@@ -41,16 +41,17 @@ type codeHeader struct {
 	// At is where among these the machine code begins, Length of it. The engine has a
 	// checksum of that.
 	At, Length uint64
-	// Sum is a checksum of the rest, and of this header before it.
-	Sum uint32
+	// ImageAt is where in the guest's memory what it has at first is to be, ImageLength
+	// bytes of it: a [module.Image].
+	ImageAt, ImageLength uint64
+	// ImageSum is a checksum of that, and Sum one of the rest of the engine's bytes, and
+	// of this header before it.
+	ImageSum, Sum uint32
 }
 
 const (
-	codeMagic  = "wz code\x02"
-	headerSize = len(codeMagic) + 32 + 4*8 + 4
-
-	// pageAlign is a multiple of every size of page that there is.
-	pageAlign = 64 << 10
+	codeMagic  = "wz code\n"
+	headerSize = len(codeMagic) + 32 + 6*8 + 2*4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli) // processors compute it
@@ -58,9 +59,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli) // processors compute it
 func (h *codeHeader) encode() []byte {
 	b := append(make([]byte, 0, headerSize), codeMagic...)
 	b = append(b, h.Key[:]...)
-	for _, n := range []uint64{h.Begin, h.Size, h.At, h.Length} {
+	for _, n := range []uint64{h.Begin, h.Size, h.At, h.Length, h.ImageAt, h.ImageLength} {
 		b = binary.LittleEndian.AppendUint64(b, n)
 	}
+	b = binary.LittleEndian.AppendUint32(b, h.ImageSum)
 	return binary.LittleEndian.AppendUint32(b, h.Sum)
 }
 
@@ -69,16 +71,30 @@ func (h *codeHeader) decode(b []byte) error {
 		return errors.New("not compiled code")
 	}
 	b = b[copy(h.Key[:], b[len(codeMagic):])+len(codeMagic):]
-	for _, n := range []*uint64{&h.Begin, &h.Size, &h.At, &h.Length} {
+	for _, n := range []*uint64{&h.Begin, &h.Size, &h.At, &h.Length, &h.ImageAt, &h.ImageLength} {
 		*n = binary.LittleEndian.Uint64(b)
 		b = b[8:]
 	}
-	h.Sum = binary.LittleEndian.Uint32(b)
-	const most = 1 << 40 // no sum of two overflows
-	if h.Begin < uint64(headerSize) || h.Begin > most || h.Size > most || h.At > h.Size || h.Length > h.Size-h.At {
+	h.ImageSum, h.Sum = binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
+	const most = 1 << 40 // no sum of them overflows
+	if h.Begin < uint64(headerSize) || h.Begin > most || h.Size > most || h.At > h.Size || h.Length > h.Size-h.At || h.ImageAt > most || h.ImageLength > most {
 		return errors.New("its parts are not where they can be")
 	}
 	return nil
+}
+
+// image is where in the file the guest's memory begins, and end where that ends.
+func (h *codeHeader) image() uint64 { return align(h.Begin + h.Size) }
+
+func (h *codeHeader) end() uint64 {
+	if h.ImageLength == 0 {
+		return h.Begin + h.Size
+	}
+	return h.image() + h.ImageLength
+}
+
+func align(n uint64) uint64 {
+	return (n + module.ImageAlign - 1) / module.ImageAlign * module.ImageAlign
 }
 
 // sum is what Sum should be, of an engine's bytes before and after the machine code.
@@ -95,18 +111,18 @@ func writeEntry(ctx context.Context, dir string, code []byte) error {
 	if err != nil {
 		return err
 	}
-	given, err := module.Strip(code)
+	given, image, err := module.Strip(code)
 	var h *codeHeader
 	if err == nil {
 		h, err = probe(ctx, given, compiled)
 	}
 	if err != nil { // then the engine shall have all of it
-		given = code
+		given, image = code, nil
 		if h, err = probe(ctx, given, compiled); err != nil {
 			return &Error{Text: fmt.Sprintf("compiled code cannot be loaded: %v", err), Kind: Internal}
 		}
 	}
-	if err := h.write(dir, given, compiled); err != nil {
+	if err := h.write(dir, given, compiled, image); err != nil {
 		return &Error{Text: err.Error(), Kind: Internal}
 	}
 	return nil
@@ -128,7 +144,7 @@ func translate(ctx context.Context, code []byte) (compiled *bytes.Reader, err er
 		return nil, &Error{Text: err.Error(), Kind: Internal}
 	}
 	if _, err := r.CompileModule(ctx, code); err != nil {
-		return nil, fmt.Errorf("not a valid WebAssembly module: %w", err)
+		return nil, invalid(err)
 	}
 	if compiled == nil {
 		return nil, &Error{Text: errEngine.Error(), Kind: Internal}
@@ -138,7 +154,7 @@ func translate(ctx context.Context, code []byte) (compiled *bytes.Reader, err er
 
 // probe loads the module with what it was compiled to as an instance process would,
 // and tells where in that the machine code is, of which no more is known here than
-// that it is the longest part.
+// that it is the longest part. The result has no image yet, and no checksum.
 func probe(ctx context.Context, given []byte, compiled *bytes.Reader) (*codeHeader, error) {
 	h := &codeHeader{Size: uint64(compiled.Size())}
 	asked := 0
@@ -160,15 +176,7 @@ func probe(ctx context.Context, given []byte, compiled *bytes.Reader) (*codeHead
 	if asked != 1 {
 		return nil, errEngine
 	}
-	h.Begin = (uint64(headerSize)+h.At+pageAlign-1)/pageAlign*pageAlign - h.At
-	before, after := make([]byte, h.At), make([]byte, h.Size-h.At-h.Length)
-	if _, err := compiled.ReadAt(before, 0); err != nil && err != io.EOF {
-		return nil, err
-	}
-	if _, err := compiled.ReadAt(after, int64(h.At+h.Length)); err != nil && err != io.EOF {
-		return nil, err
-	}
-	h.Sum = h.sum(before, after)
+	h.Begin = align(uint64(headerSize)+h.At) - h.At
 	return h, nil
 }
 
@@ -190,8 +198,20 @@ func (l *longest) Read(p []byte) (int, error) {
 
 func (l *longest) Close() error { return nil }
 
-// write puts the files of an entry into dir.
-func (h *codeHeader) write(dir string, given []byte, compiled *bytes.Reader) (err error) {
+// write puts the files of an entry into dir. The image may be nil.
+func (h *codeHeader) write(dir string, given []byte, compiled *bytes.Reader, image *module.Image) (err error) {
+	before, after := make([]byte, h.At), make([]byte, h.Size-h.At-h.Length)
+	if _, err := compiled.ReadAt(before, 0); err != nil && err != io.EOF {
+		return err
+	}
+	if _, err := compiled.ReadAt(after, int64(h.At+h.Length)); err != nil && err != io.EOF {
+		return err
+	}
+	if image == nil {
+		image = &module.Image{}
+	}
+	h.ImageAt, h.ImageLength, h.ImageSum = image.At, uint64(len(image.Bytes)), crc32.Checksum(image.Bytes, castagnoli)
+	h.Sum = h.sum(before, after)
 	if err := os.WriteFile(filepath.Join(dir, moduleFile), given, 0o600); err != nil {
 		return err
 	}
@@ -203,7 +223,12 @@ func (h *codeHeader) write(dir string, given []byte, compiled *bytes.Reader) (er
 	if _, err := f.Write(h.encode()); err != nil {
 		return err
 	}
-	_, err = io.Copy(io.NewOffsetWriter(f, int64(h.Begin)), io.NewSectionReader(compiled, 0, compiled.Size()))
+	if _, err := io.Copy(io.NewOffsetWriter(f, int64(h.Begin)), io.NewSectionReader(compiled, 0, compiled.Size())); err != nil {
+		return err
+	}
+	if len(image.Bytes) > 0 {
+		_, err = f.WriteAt(image.Bytes, int64(h.image()))
+	}
 	return err
 }
 
@@ -216,7 +241,7 @@ type entryReader struct {
 	before []byte // the engine's bytes before the machine code
 	after  []byte
 	at     uint64 // of the engine's bytes, what comes next
-	mapped bool   // the machine code is the file's, not a copy
+	placed []byte // the machine code, as far as it is the file's and no copy
 }
 
 // readEntry reads the entry in dir. What is wrong with it is an error here, or in
@@ -251,8 +276,8 @@ func readEntry(dir string) (_ *entryReader, err error) {
 	if err := h.decode(head); err != nil {
 		return nil, err
 	}
-	if uint64(info.Size()) != h.Begin+h.Size {
-		return nil, fmt.Errorf("compiled code of %d bytes: want %d", info.Size(), h.Begin+h.Size)
+	if uint64(info.Size()) != h.end() {
+		return nil, fmt.Errorf("compiled code of %d bytes: want %d", info.Size(), h.end())
 	}
 	e.before, e.after = make([]byte, h.At), make([]byte, h.Size-h.At-h.Length)
 	if _, err := e.file.ReadAt(e.before, int64(h.Begin)); err != nil {
@@ -295,30 +320,64 @@ func (e *entryReader) Read(p []byte) (n int, err error) {
 		return copy(p, e.after[e.at-end:]), nil
 	}
 	if e.at == h.At && uint64(len(p)) == h.Length {
-		n = e.place(p)
+		// Files of a file system may not be executable: then it is a copy.
+		n = e.place(p, h.Begin+h.At, unix.PROT_READ|unix.PROT_EXEC)
+		e.placed = p[:n]
 	}
 	rest := p[n:min(uint64(len(p)), end-e.at)]
 	more, err := e.file.ReadAt(rest, int64(h.Begin+e.at)+int64(n))
 	return n + more, err
 }
 
-// place puts as many pages of machine code as there are into p, the memory that the
-// engine has mapped for it: those of the file, that all who run this code share. It
-// may be 0 bytes of them, if files of that file system may not be executed.
-func (e *entryReader) place(p []byte) int {
+// place maps as many whole pages of the file as fit over p, from offset at on. P is
+// memory that was mapped for nothing but this. It returns how many bytes of it are the
+// file's now, which may be none.
+func (e *entryReader) place(p []byte, at uint64, protection int) int {
 	page := os.Getpagesize()
 	whole := len(p) &^ (page - 1)
-	at := unsafe.Pointer(unsafe.SliceData(p)) //nolint:gosec // the engine's, for nothing but this
-	if whole == 0 || uintptr(at)&uintptr(page-1) != 0 {
+	begin := unsafe.Pointer(unsafe.SliceData(p)) //nolint:gosec // mmap(2) wants to know where
+	if whole == 0 || uintptr(begin)&uintptr(page-1) != 0 {
 		return 0
 	}
-	_, err := unix.MmapPtr(int(e.file.Fd()), int64(e.header.Begin+e.header.At), at, uintptr(whole), unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_FIXED)
+	_, err := unix.MmapPtr(int(e.file.Fd()), int64(at), begin, uintptr(whole), protection, unix.MAP_PRIVATE|unix.MAP_FIXED)
 	if err != nil {
 		return 0
 	}
-	e.mapped = true
 	return whole
 }
 
+// fill puts into a guest's memory what it has at first: the file's own pages, which
+// become the guest's when it writes to them.
+func (e *entryReader) fill(m *linearMemory) error {
+	h := &e.header
+	if h.ImageLength == 0 {
+		return nil
+	}
+	if h.ImageAt+h.ImageLength > m.usable {
+		return errors.New("what the memory has at first does not fit into it")
+	}
+	p := m.reserved[h.ImageAt:][:h.ImageLength]
+	n := e.place(p, h.image(), unix.PROT_READ|unix.PROT_WRITE)
+	if _, err := e.file.ReadAt(p[n:], int64(h.image())+int64(n)); err != nil && err != io.EOF {
+		return err
+	}
+	if crc32.Checksum(p, castagnoli) != h.ImageSum {
+		return errors.New("the checksum of what the memory has at first is another one")
+	}
+	letGo(p[:n])
+	return nil
+}
+
+// letGo gives back pages of a file that were looked at for their checksum: what of them
+// is needed comes again.
+func letGo(p []byte) {
+	if len(p) > 0 {
+		_ = unix.Madvise(p, unix.MADV_DONTNEED) // or else there is more in memory than need be
+	}
+}
+
 // Close closes the files. Code that the engine has read stays.
-func (e *entryReader) Close() error { return e.file.Close() }
+func (e *entryReader) Close() error {
+	letGo(e.placed)
+	return e.file.Close()
+}

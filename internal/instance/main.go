@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"time"
 	"unsafe"
@@ -51,9 +50,6 @@ func instanceMain() int {
 	guest, err := p.prepare()
 	if err != nil {
 		return p.fail(err)
-	}
-	if guest.large {
-		debug.FreeOSMemory() // while it waits: what loading has left behind
 	}
 	start, _, err := p.control.Receive(0)
 	if err != nil || !start.Start {
@@ -143,7 +139,11 @@ func (p *process) fail(err error) int {
 
 // prepare loads the module, once the shim says that the walls are up.
 func (p *process) prepare() (*guest, error) {
-	m, _, err := p.control.Receive(0)
+	wanted := 0
+	if p.config.Engine == Interpreter {
+		wanted = 1
+	}
+	m, files, err := p.control.Receive(wanted)
 	if err == nil && m.Load == nil {
 		err = errors.New("told to do something else than load")
 	}
@@ -155,7 +155,11 @@ func (p *process) prepare() (*guest, error) {
 		return nil, err
 	}
 	began := time.Now()
-	g, err := load(context.Background(), *m.Load, p.config, p.limit, p.guest)
+	load := loadEntry
+	if p.config.Engine == Interpreter {
+		load = func(ctx context.Context) (*loaded, error) { return interpret(ctx, files[0]) }
+	}
+	g, err := newGuest(context.Background(), load, *m.Load, p.config, p.limit, p.guest)
 	p.spans.Record(relay.ModuleLoad, began, err, nil)
 	if err != nil {
 		return nil, fmt.Errorf("entry point %s: %w", m.Load, err)

@@ -33,38 +33,81 @@ type guest struct {
 	observed *relay.Guest // nil when nothing of the guest's own is sent
 	memory   *linearMemory
 	stack    uint64 // bytes it may use
-	large    bool   // loading it has left much to collect
 }
 
-// load makes a guest of the module that entry names. All that is read of it is in
-// [sandbox.Attached], which was made of it; a file of the container's must be one
-// that the user may read that the process runs as. Everything that can be known to
-// be wrong with a module before it runs is an error here.
-//
-// What the guest makes of its own goes to observed, which may be nil.
-func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimit, observed *relay.Guest) (*guest, error) {
-	budget := newBudget(limit)
-	if err := mayRead(entry.Path); err != nil {
-		return nil, err
-	}
-	// It was compiled before: what is wrong now is the entry of the cache.
-	stale := func(err error) error {
-		return &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
-	}
+// A loaded module is one that an engine is ready to run.
+type loaded struct {
+	runtime  wazero.Runtime
+	compiled wazero.CompiledModule
+	code     []byte // of the module that the engine was given
+	machine  uint64 // bytes of machine code
+	// fill puts into its memory what that has at first, if the engine does not; else nil.
+	fill  func(*linearMemory) error
+	close func() // what it was loaded from
+}
+
+// stale is what is wrong with an entry of the cache: the module was compiled before.
+func stale(err error) error {
+	return &Error{Text: fmt.Sprintf("compiled code: %v", err), Kind: StaleCache}
+}
+
+// loadEntry loads the entry that is [sandbox.Attached].
+func loadEntry(ctx context.Context) (_ *loaded, err error) {
 	files, err := readEntry(sandbox.Attached)
 	if err != nil {
 		return nil, stale(err)
 	}
-	defer files.Close()
+	defer func() {
+		if err != nil {
+			files.Close()
+		}
+	}()
 	r, err := newRuntime(ctx, files.cache())
 	if err != nil {
 		return nil, &Error{Text: err.Error(), Kind: Internal}
 	}
-	code := files.module
-	compiled, err := r.CompileModule(ctx, code)
+	compiled, err := r.CompileModule(ctx, files.module)
 	if err != nil {
 		return nil, stale(err)
 	}
+	return &loaded{r, compiled, files.module, files.header.Length, files.fill, func() { files.Close() }}, nil
+}
+
+// interpret loads a module that is not compiled, and closes it.
+func interpret(ctx context.Context, f *os.File) (*loaded, error) {
+	defer f.Close()
+	code, err := readModule(f)
+	if err != nil {
+		return nil, err
+	}
+	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter().WithDebugInfoEnabled(false))
+	compiled, err := r.CompileModule(ctx, code)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	return &loaded{runtime: r, compiled: compiled, code: code, close: func() {}}, nil
+}
+
+// invalid is what an engine says of a module that is none.
+func invalid(err error) error { return fmt.Errorf("not a valid WebAssembly module: %w", err) }
+
+// newGuest makes a guest of the module that entry names, once it is loaded. A file of
+// the container's must be one that the user may read that the process runs as.
+// Everything that can be known to be wrong with a module before it runs is an error
+// here.
+//
+// What the guest makes of its own goes to observed, which may be nil.
+func newGuest(ctx context.Context, load func(context.Context) (*loaded, error), entry module.Entry, cfg Config, limit *MemoryLimit, observed *relay.Guest) (*guest, error) {
+	budget := newBudget(limit)
+	if err := mayRead(entry.Path); err != nil {
+		return nil, err
+	}
+	l, err := load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	r, code, compiled := l.runtime, l.code, l.compiled
 	wasi := r.NewHostModuleBuilder(wasi_snapshot_preview1.ModuleName)
 	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(wasi)
 	env := environment(cfg)
@@ -99,11 +142,16 @@ func load(ctx context.Context, entry module.Entry, cfg Config, limit *MemoryLimi
 			return nil, &Error{Text: fmt.Sprintf("host functions: %v", err), Kind: Internal}
 		}
 	}
-	memory, err := newMemory(code, files.header.Length, budget)
+	memory, err := newMemory(code, l.machine, budget)
 	if err != nil {
 		return nil, err
 	}
-	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack, large: len(code) > 1<<20}, nil
+	if l.fill != nil {
+		if err := l.fill(memory); err != nil {
+			return nil, stale(err)
+		}
+	}
+	return &guest{entry: entry, runtime: r, compiled: compiled, config: moduleConfig(entry, cfg), args: cfg.Args, environ: env, observed: observed, memory: memory, stack: budget.stack}, nil
 }
 
 // uid is asked for while that is allowed.

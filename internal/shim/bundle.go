@@ -310,6 +310,9 @@ func (b *bundle) wallsOf(p *specs.Process) (_ sandbox.Config, err error) {
 	if _, err := b.tellsTrace(p); err != nil {
 		return c, err
 	}
+	if _, err := b.engine(p); err != nil {
+		return c, err
+	}
 	c.Labels, c.MemoryPolicy = b.labels(p), b.spec.Linux.MemoryPolicy
 	c.Scheduling = sandbox.Scheduling{Scheduler: p.Scheduler, IOPriority: p.IOPriority}
 	c.Capabilities = effective(p)
@@ -445,6 +448,7 @@ func (b *bundle) instanceConfig(p *specs.Process) instance.Config {
 	if p.User.Umask != nil {
 		c.Umask = *p.User.Umask
 	}
+	c.Engine, _ = b.engine(p) // one that is none has not come this far
 	if b.spec.Linux != nil {
 		c.MaxProcs = maxProcs(b.spec.Linux.Resources)
 	}
@@ -483,6 +487,9 @@ func variable(p *specs.Process, name string) (value string) {
 const (
 	traceContextAnnotation = RuntimeName + "/trace-context"
 	traceContextEnv        = "WAZERO_TRACE_CONTEXT"
+
+	engineAnnotation = RuntimeName + "/engine"
+	engineEnv        = "WAZERO_ENGINE"
 )
 
 // tellsTrace tells whether the guest of a process gets TRACEPARENT, TRACESTATE and
@@ -503,4 +510,22 @@ func (b *bundle) tellsTrace(p *specs.Process) (told bool, err error) {
 		told = told && variable(p, own) == ""
 	}
 	return told, nil
+}
+
+// engine is what runs the guest of a process: the compiler, unless it asks for another.
+func (b *bundle) engine(p *specs.Process) (instance.Engine, error) {
+	engine := instance.Compiler
+	for _, asked := range []struct{ kind, name, value string }{
+		{"annotations", engineAnnotation, b.spec.Annotations[engineAnnotation]},
+		{"process.env", engineEnv, variable(p, engineEnv)},
+	} {
+		switch e := instance.Engine(asked.value); e {
+		case "":
+		case instance.Compiler, instance.Interpreter:
+			engine = e
+		default:
+			return "", fmt.Errorf("%s: %s: %q is neither %s nor %s", asked.kind, asked.name, asked.value, instance.Compiler, instance.Interpreter)
+		}
+	}
+	return engine, nil
 }

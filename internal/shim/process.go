@@ -212,19 +212,24 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, artifact, err := p.module(ctx, walls)
+	m, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	defer artifact.Close()
-	if err := walls.Attach(artifact.Dir); err != nil {
-		return err
+	defer m.end()
+	load, bytes, verified := instance.Message{Load: &m.entry}, []*os.File(nil), make(chan error, 1)
+	if m.artifact != nil {
+		if err := walls.Attach(m.artifact.Dir); err != nil {
+			return err
+		}
+		// While it is loaded, which runs nothing of it.
+		go func() { verified <- m.artifact.Verify() }()
+	} else {
+		bytes = append(bytes, m.file)
+		verified <- nil
 	}
-	// While it is loaded, which runs nothing of it.
-	verified := make(chan error, 1)
-	go func() { verified <- artifact.Verify() }()
 	told := time.Now()
-	err = c.ask(instance.Message{Load: &entry})
+	err = c.ask(load, bytes...)
 	var e *instance.Error
 	if broken := <-verified; broken != nil {
 		err = &instance.Error{Text: broken.Error(), Kind: instance.StaleCache}
@@ -239,8 +244,8 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
-	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Discard(ctx, artifact, err))
+	if errors.As(err, &e) && e.Kind == instance.StaleCache && m.artifact != nil {
+		err = errors.Join(err, p.container.host.cache.Discard(ctx, m.artifact, err))
 	}
 	if err != nil {
 		return err
@@ -248,26 +253,51 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// module is the process's: what it is called, and what it was compiled to, for the caller
-// to verify and to close.
-func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, a *module.Artifact, err error) {
-	var m *program
+// A runnable is the module of a process as its engine wants it: compiled, or as it is.
+type runnable struct {
+	*program
+	artifact *module.Artifact // nil for an interpreter
+	file     *os.File         // nil for a compiler
+}
+
+func (r *runnable) end() {
+	if r.artifact != nil {
+		r.artifact.Close()
+	}
+	if r.file != nil {
+		r.file.Close()
+	}
+	_ = r.close() // it was only read
+}
+
+// module is the process's. The caller verifies what is compiled, and ends it.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable, err error) {
+	engine, err := p.container.bundle.engine(p.spec)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	r = &runnable{}
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
-		m, err = p.resolve(ctx, walls)
+		trace.SpanFromContext(ctx).SetAttributes(telemetry.Engine.String(string(engine)))
+		r.program, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
-		return entry, nil, err
+		return nil, err
 	}
-	defer m.close()
-	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		a, err = p.compile(ctx, m)
-		return err
-	})
+	if engine == instance.Interpreter {
+		r.file, err = r.open(ctx)
+	} else {
+		err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
+			r.artifact, err = p.compile(ctx, r.program)
+			return err
+		})
+	}
 	if err != nil {
-		err = fmt.Errorf("entry point %s: %w", m.entry, err)
+		r.end()
+		return nil, fmt.Errorf("entry point %s: %w", r.entry, err)
 	}
-	return m.entry, a, err
+	return r, nil
 }
 
 // resolve finds the module, and reads it for its digest if it is a file. The caller

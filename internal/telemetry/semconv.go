@@ -224,6 +224,8 @@ const (
 	ExecID = attribute.Key("containerd.exec.id")
 	// KillSignal is the number of the signal that was asked for, 0 to 64. An int.
 	KillSignal = attribute.Key("wasm.kill.signal")
+	// Engine is what runs the module: "compiler" or "interpreter". A string.
+	Engine = attribute.Key("wasm.engine")
 	// ModulePath is where the module is, in the container. A string.
 	ModulePath = attribute.Key("wasm.module.path")
 	// ModuleSource is where that comes from. A string, see below.

@@ -92,8 +92,11 @@ func allowed(stage int) []group {
 	}
 	return append(groups,
 		group{
-			"compiled code is mapped from its file, so that it is in memory once, over memory of the engine's",
-			[]call{{"mmap", [][]condition{{{arg: 2, op: eq, value: executable}, {arg: 3, op: eq, value: unix.MAP_PRIVATE | unix.MAP_FIXED}}}}},
+			"compiled code, and what the guest's memory has at first, are mapped from their file, so that they are in memory once",
+			[]call{{"mmap", [][]condition{
+				{{arg: 2, op: eq, value: executable}, {arg: 3, op: eq, value: unix.MAP_PRIVATE | unix.MAP_FIXED}},
+				{{arg: 2, op: eq, value: unix.PROT_READ | unix.PROT_WRITE}, {arg: 3, op: eq, value: unix.MAP_PRIVATE | unix.MAP_FIXED}},
+			}}},
 		},
 		group{
 			"the module's file is opened in what is not yet the root; and the filter for the guest is to come",
