@@ -68,19 +68,6 @@ func fill(t *testing.T, dir string) string {
 	return path
 }
 
-// files are the paths below a directory.
-func files(t *testing.T, dir string) (paths []string) {
-	t.Helper()
-	err := filepath.Walk(dir, func(path string, _ os.FileInfo, err error) error {
-		paths = append(paths, path)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return paths
-}
-
 // A Create that fails at any stage says what and why, leaves nothing behind, and
 // can be made again once the reason is gone.
 func TestContract09AFailedCreateLeavesNothing(t *testing.T) {

@@ -219,8 +219,7 @@ func (c *Cache) get(ctx context.Context, entry string, compile func(context.Cont
 		return nil, unusableError{err}
 	}
 	defer dir.Close()
-	a, broken := find(dir, entry)
-	if a != nil {
+	if a, _ := find(dir, entry); a != nil {
 		return a, nil
 	}
 	// What is broken is compiled anew by one of those who see it.
@@ -229,7 +228,8 @@ func (c *Cache) get(ctx context.Context, entry string, compile func(context.Cont
 		return nil, err
 	}
 	defer unlock()
-	if a, broken = find(dir, entry); a != nil {
+	a, broken := find(dir, entry)
+	if a != nil {
 		return a, nil
 	}
 	if broken != nil {

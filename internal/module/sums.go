@@ -82,6 +82,9 @@ func decodeSums(entry string, data []byte) ([]sum, error) {
 		}
 		sums = append(sums, sum{f[2], size, uint32(crc)})
 	}
+	if string(encodeSums(entry, sums)) != string(data) {
+		return nil, errors.New("sums: not as they are written")
+	}
 	return sums, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -296,7 +297,7 @@ func (c *compiler) leave(l *compileLocks, group *cgroup.Cgroup) error {
 
 // tidy removes what a shim that was killed may have left of the cgroup.
 func (c *compiler) tidy() error {
-	if _, err := os.Lstat(filepath.Join(runDir, c.name+".lock")); err != nil {
+	if _, err := os.Lstat(filepath.Join(runDir, c.name+".lock")); errors.Is(err, fs.ErrNotExist) {
 		return nil // nobody has compiled
 	}
 	group, err := cgroup.NewShared(c.name, nil)

@@ -306,7 +306,7 @@ const (
 	CacheEvictions = "wasm.cache.evictions"
 	// CacheBypasses are modules that were compiled for one use, as the cache could not be
 	// used. A counter, {lookup}.
-	CacheBypasses = "wasm.cache.bypasses"
+	CacheBypasses = "wasm.cache.bypasses" //nolint:gosec // no credential
 	// InstanceCount is how many guests run. An up-down counter, {instance}.
 	InstanceCount = "wasm.instance.count"
 	// InstanceExits are the guests that have ended. A counter, {exit}.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/systemd"
@@ -21,7 +22,7 @@ import (
 func NewShared(name string, limits *specs.LinuxResources) (*Cgroup, error) {
 	path := "/" + name
 	if systemd.IsRunningSystemd() {
-		path = ":" + scopePrefix + ":" + name
+		path = ":" + scopePrefix + ":" + strings.TrimPrefix(name, scopePrefix+"-")
 	}
 	return New(path, name, limits, false)
 }
@@ -72,6 +73,7 @@ func (c *Cgroup) findKeeper() (*keeper, error) {
 }
 
 // Unshare removes the cgroup, with what a crash may have left in it. There need not be any.
+// It is the last that c is good for.
 func (c *Cgroup) Unshare() (err error) {
 	there := false
 	for _, path := range c.Paths() {
