@@ -174,6 +174,19 @@ func TestAStoreThatGoesAway(t *testing.T) {
 		cancel(reason)
 		wantError(t, <-done, reason)
 	})
+	t.Run("that removes it in the middle", func(t *testing.T) {
+		s, c, m, _ := store(t)
+		asked, release := reading(s, m)
+		done := open(t.Context(), c, m, t.TempDir())
+		<-asked
+		if err := s.Delete(t.Context(), m.Digest); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("that is not there", func(t *testing.T) {
 		c, err := NewClient("/no/such/socket", "test")
 		if err != nil {
