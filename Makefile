@@ -4,6 +4,8 @@ GO          ?= go
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 TEST_FLAGS  ?=
+MODULE      ?=
+IMAGE_FLAGS ?=
 BENCH_FLAGS ?=
 FUZZTIME    ?= 20000x
 
@@ -38,19 +40,27 @@ build: $(shim) ## build the shim: one static binary in bin/
 $(shim): $(sources)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)' -o $@ ./cmd/containerd-shim-wazero-v1
 
+image: bin/image ## make an OCI archive of a module: MODULE=app.wasm, and IMAGE_FLAGS='-form artifact -name ...'
+	@[ -n '$(MODULE)' ] || { echo 'make image: which one? MODULE=app.wasm'; exit 1; }
+	@bin/image $(IMAGE_FLAGS) $(MODULE)
+
+bin/image: $(wildcard tools/image/*.go) tools/image/go.mod tools/image/go.sum internal/module/entry.go
+	cd tools/image && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ .
+
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
 
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
 
-test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## run all tests, under a real containerd and the race detector; needs root
+test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) bin/image guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
+	cd tools/image && $(GO) vet . && $(GO) test -race -count=1 .
 	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 40m $(TEST_FLAGS) ./...
 	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 -doc docs/security.md bin/results/*.json)
 
-test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) bin/image guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 40m $(TEST_FLAGS) ./test/
 
 # One whose instance processes run native code in place of the guest: the engine
@@ -89,6 +99,7 @@ bench: build bin/nowalls/containerd-shim-wazero-v1 $(containerd) bin/runc guests
 lint: $(lint) ## run the linters
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
+	cd tools/image && ../../$(lint) run ./...
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
 
 clean: ## remove what was built
@@ -186,5 +197,5 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
+.PHONY: help build image install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
 .DEFAULT_GOAL := help

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -19,7 +20,7 @@ type program struct {
 	entry module.Entry
 	id    module.Identity
 	open  module.Opener
-	close func() error
+	close io.Closer // once it has been compiled, or not
 }
 
 // A layer is the module of a container whose image has it as a layer. Its processes
@@ -89,5 +90,5 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, er
 		}
 		return f, nil
 	}
-	return &program{entry, id, open, client.Close}, nil
+	return &program{entry, id, open, client}, nil
 }

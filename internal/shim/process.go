@@ -255,7 +255,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry modul
 	if err != nil {
 		return entry, id, nil, err
 	}
-	defer m.close()
+	defer m.close.Close()
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
 		compiled, err = p.compile(ctx, m)
 		return err
@@ -300,7 +300,7 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, 
 		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
+	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f}, nil
 }
 
 // compile returns the directory with what a module was compiled to; or has it
