@@ -104,30 +104,6 @@ func TestContract09AFailedCreateLeavesNothing(t *testing.T) {
 			t.Errorf("events %v", events)
 		}
 	}
-	t.Run("no room for the compiled module", func(t *testing.T) {
-		id := newID(t)
-		dir := bundle(t, id, "", "")
-		cache := filepath.Join(filepath.Dir(dir), "root", "io.containerd.wazero.v1")
-		tmpfs(t, cache, "256k")
-		p := &rawPod{raw: start(t, n, id, dir), ctx: n.Context(t.Context())}
-		resp, err := p.Connect(p.ctx, &taskapi.ConnectRequest{ID: id})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.pid = int(resp.ShimPid)
-		m := p.member(t, "probe.wasm", args("/app.wasm", "exit", "3"))
-		check(t, m, m.create(), "/app.wasm", "no space left on device")
-		if left := files(t, cache); len(left) != 2 {
-			t.Errorf("left in the cache: %v", left)
-		}
-		if err := unix.Mount("tmpfs", cache, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
-			t.Fatal(err)
-		}
-		if status, err := m.run(); err != nil || status != 3 {
-			t.Errorf("with room: %d, %v", status, err)
-		}
-		p.close(t)
-	})
 	t.Run("no room in the bundle", func(t *testing.T) {
 		dir := t.TempDir()
 		tmpfs(t, dir, "2m")

@@ -341,7 +341,7 @@ func TestTheModuleIsCompiledOnce(t *testing.T) {
 	} {
 		for _, name := range []string{"module", "code"} {
 			t.Run(fmt.Sprintf("an entry is compiled anew with its %s %s", name, broken), func(t *testing.T) {
-				file := filepath.Join(dir, entries[0].Name(), name)
+				file := filepath.Join(dir, entries[0].Name(), "code", name)
 				before, err := os.ReadFile(file)
 				if err != nil {
 					t.Fatal(err)

@@ -6,7 +6,8 @@
 //
 // containerd starts it; see the README for how to tell containerd to. Which role
 // a process has, its first argument says: the instance process and the compile
-// process, which the shim starts, do not get as far as this package.
+// process, which the shim starts, do not get as far as this package. Its commands are
+// compile and cache.
 package main
 
 import (
@@ -26,6 +27,8 @@ func main() {
 			fmt.Printf("%s\n  Version:  %s\n  wazero:   %s\n  Go:       %s\n",
 				shim.RuntimeName, shim.Version(), instance.EngineVersion(), runtime.Version())
 			return
+		case "compile", "cache":
+			os.Exit(shim.Command(os.Args[1:], os.Stdout, os.Stderr))
 		}
 	}
 	shim.Run(context.Background())

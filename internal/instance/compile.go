@@ -22,18 +22,13 @@ type CompileBounds struct {
 	CPU    time.Duration `json:"cpu"`    // of all processors together
 }
 
-// NewCompileBounds are those for a module of size bytes: see RATIONALE.md, "What
-// may compiling a module take?".
-func NewCompileBounds(size int64) (CompileBounds, error) {
-	var machine unix.Sysinfo_t
-	if err := unix.Sysinfo(&machine); err != nil {
-		return CompileBounds{}, fmt.Errorf("sysinfo: %w", err)
-	}
-	half := machine.Totalram * uint64(machine.Unit) / 2
+// NewCompileBounds are those for a module of size bytes, of which memory is at most what
+// is given: see RATIONALE.md, "What may compiling a module take?".
+func NewCompileBounds(size int64, memory uint64) CompileBounds {
 	return CompileBounds{
-		Memory: min(256<<20+64*uint64(size), half),
+		Memory: min(256<<20+64*uint64(size), memory),
 		CPU:    5*time.Minute + time.Duration(size)*time.Minute>>20,
-	}, nil
+	}
 }
 
 // exceeded says which of the bounds this process has come to, if one.

@@ -28,6 +28,10 @@ func init() {
 	case RoleInstance:
 		os.Exit(instanceMain())
 	case RoleCompile:
+		var st unix.Stat_t
+		if unix.Fstat(ControlFD, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+			return // the command of that name
+		}
 		os.Exit(compileMain())
 	}
 }

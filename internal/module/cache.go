@@ -12,60 +12,118 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 )
 
-// A Cache keeps compiled modules in a directory that belongs to root alone. An
-// entry is a directory with what the engine wrote for one module.
+// A Cache keeps compiled modules in a directory that belongs to root alone:
+//
+//	DIGEST-VERSION-PROCESSOR/        one entry; its name says all that it depends on
+//	DIGEST-VERSION-PROCESSOR/sums    what is below code; its time is that of the last use
+//	DIGEST-VERSION-PROCESSOR/code/   what the engine is given, read-only
+//	DIGEST-VERSION-PROCESSOR.lock    locked by who compiles that module
+//	new-*, old-*                     entries on their way in and out; or left by a crash
 //
 // The engine executes entries as they are. So none is ever written by a process
-// that has seen a module's bytes: such a process fills a directory of its own,
-// which the cache takes over when the process is gone.
+// that has seen a module's bytes: what such a process has left, the cache copies when the
+// process is gone. And each is read, and compared with its sums, for every use: [Artifact.Verify].
+//
+// Three locks of flock(2), which end with their holders: the directory's, for renaming in
+// it; the one of a module that is compiled; and that of the sums of an entry, which whoever
+// reads the entry shares. They are taken in the order of the second, the first, the third.
 type Cache struct {
 	// Wait, unless nil, is called for every wait for somebody else who compiles the
 	// same module, to call wait.
 	Wait func(ctx context.Context, wait func(context.Context) error) error
+	// Tell, unless nil, is told what happens to entries.
+	Tell func(ctx context.Context, e Event)
+	// Limits, unless nil, are asked for when there is one entry more.
+	Limits func() Limits
 
 	dir     string
 	version string
 }
 
-// CompilerUser owns a directory while the compiler fills it: nobody, by the
-// number every Linux distribution uses.
+// CompilerUser is who a compiler runs as: nobody, by the number every Linux
+// distribution uses.
 const CompilerUser = 65534
 
-// NewCache opens or makes the cache in dir. Version is the engine's: entries of
-// another one are never found.
+// An Event is something that happens to an entry.
+type Event struct {
+	Kind  EventKind
+	Entry string // its name
+	Size  int64  // bytes; of what is evicted
+	Err   error  // the reason
+}
+
+// EventKind is what happens to an entry.
+type EventKind int
+
+const (
+	// Corrupt says that an entry was not what had been written, and is removed.
+	Corrupt EventKind = iota
+	// Evicted says that an entry was removed to make room.
+	Evicted
+	// Unusable says that an entry could not be read or written, and the module was
+	// compiled for one use.
+	Unusable
+)
+
+// NewCache is the cache in dir, which is made when it is needed. Version is the engine's:
+// entries of another one are never found.
+func NewCache(dir, version string) *Cache { return &Cache{dir: dir, version: version} }
+
+func (c *Cache) limits() (l Limits) {
+	if c.Limits != nil {
+		l = c.Limits()
+	}
+	return l
+}
+
+func (c *Cache) tell(ctx context.Context, e Event) {
+	if c.Tell != nil {
+		c.Tell(ctx, e)
+	}
+}
+
+// open opens the directory of the cache.
 //
 // A directory that anybody but root could write to is an error.
-func NewCache(dir, version string) (*Cache, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("module cache: %w", err)
+func (c *Cache) open() (*os.File, error) {
+	fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		if err := os.MkdirAll(c.dir, 0o700); err != nil {
+			return nil, fmt.Errorf("compile cache: %w", err)
+		}
+		fd, err = unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("compile cache %s: not a directory", c.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("compile cache %s: %w", c.dir, err)
+	}
+	dir := os.NewFile(uintptr(fd), c.dir)
 	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return nil, fmt.Errorf("module cache %s: %w", dir, err)
+	if err = unix.Fstat(fd, &st); err == nil && (st.Uid != 0 || st.Mode&0o077 != 0) {
+		err = fmt.Errorf("owned by uid %d with mode %#o: only root may have access", st.Uid, st.Mode&0o7777)
 	}
-	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return nil, fmt.Errorf("module cache %s: not a directory", dir)
-	case st.Uid != 0 || st.Mode&0o077 != 0:
-		return nil, fmt.Errorf("module cache %s: owned by uid %d with mode %#o: only root may have access", dir, st.Uid, st.Mode&0o7777)
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("compile cache %s: %w", c.dir, err)
 	}
-	return &Cache{dir: dir, version: version}, nil
+	return dir, nil
 }
 
 // An Opener opens the bytes of a module. Where they have to be fetched first, that is
 // when.
 type Opener func(ctx context.Context) (*os.File, error)
 
-// A Compiler compiles the module f into the empty directory dir. When it
-// returns, nothing that has read the module runs any more.
-type Compiler func(ctx context.Context, f *os.File, dir *os.File) error
+// A Compiler compiles the module f. It returns a directory with the result. By then
+// nothing that has read the module runs any more.
+type Compiler func(ctx context.Context, f *os.File) (*os.File, error)
 
 // An Identity says which module it is.
 type Identity struct {
@@ -87,191 +145,227 @@ func Identify(f *os.File) (Identity, error) {
 	return Identity{"sha256:" + hex.EncodeToString(h.Sum(nil)), n}, nil
 }
 
-// An Artifact is a compiled module.
+// An Artifact is a compiled module. While it is open nobody removes it.
 type Artifact struct {
-	Hit bool // it was there already
-	Dir *os.File
+	Hit  bool     // it was there already
+	Dir  *os.File // what the engine is given
+	Size int64    // of the files in Dir, bytes
+
+	entry string
+	files []sum
+	sums  *os.File // nil for one that is not of the cache
+	spare string   // where that is; removed by Close
 }
 
-// Size is the length of the compiled code, bytes.
-func (a *Artifact) Size() (size int64, err error) {
-	err = fs.WalkDir(os.DirFS(a.Dir.Name()), ".", func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			size += info.Size()
-		}
-		return err
-	})
-	return size, err
+// Close lets go of the artifact.
+func (a *Artifact) Close() error {
+	a.Dir.Close()
+	if a.sums == nil {
+		return os.RemoveAll(a.spare)
+	}
+	return a.sums.Close()
 }
+
+// An unusableError says that an entry can be neither read nor written.
+type unusableError struct{ error }
+
+func (e unusableError) Unwrap() error { return e.error }
 
 // Get returns what the module id was compiled to, and compiles it when the cache has
 // no entry for it: once, however many ask at the same time, in this process or others.
-// Only then it calls open, and closes what that returns. The caller closes Dir.
-func (c *Cache) Get(ctx context.Context, id Identity, open Opener, compile Compiler) (*Artifact, error) {
+// Only then it calls open, and closes what that returns. Somebody who waits while another
+// compiles does so in its place when that one fails or gives up.
+//
+// Where the cache cannot be used the module is compiled into spare, a directory that is
+// not there yet, for this one use.
+func (c *Cache) Get(ctx context.Context, id Identity, open Opener, compile Compiler, spare string) (*Artifact, error) {
 	entry := c.entry(id.Digest)
-	if a, err := openArtifact(entry); a != nil || err != nil {
+	compiled := (*os.File)(nil)
+	once := func(ctx context.Context) (_ *os.File, err error) {
+		if compiled == nil {
+			compiled, err = c.compile(ctx, open, compile)
+		}
+		return compiled, err
+	}
+	defer func() {
+		if compiled != nil {
+			compiled.Close()
+		}
+	}()
+	a, err := c.get(ctx, entry, once)
+	if unusable := (unusableError{}); !errors.As(err, &unusable) {
 		return a, err
 	}
-	unlock, err := c.lock(ctx, entry+".lock")
-	if err != nil {
+	c.tell(ctx, Event{Kind: Unusable, Entry: entry, Err: err})
+	if _, err := once(ctx); err != nil {
 		return nil, err
 	}
-	defer unlock()
-	if a, err := openArtifact(entry); a != nil || err != nil {
-		return a, err
-	}
+	return placeSpare(compiled, spare)
+}
+
+func (c *Cache) compile(ctx context.Context, open Opener, compile Compiler) (*os.File, error) {
 	f, err := open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if err := c.fill(ctx, f, entry, compile); err != nil {
+	return compile(ctx, f)
+}
+
+// get is Get where the cache can be used.
+func (c *Cache) get(ctx context.Context, entry string, compile func(context.Context) (*os.File, error)) (*Artifact, error) {
+	dir, err := c.open()
+	if err != nil {
+		return nil, unusableError{err}
+	}
+	defer dir.Close()
+	a, broken := find(dir, entry)
+	if a != nil {
+		return a, nil
+	}
+	// What is broken is compiled anew by one of those who see it.
+	unlock, err := c.lock(ctx, entry)
+	if err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(entry)
-	if err != nil {
-		return nil, fmt.Errorf("module cache: %w", err)
+	defer unlock()
+	if a, broken = find(dir, entry); a != nil {
+		return a, nil
 	}
-	return &Artifact{Dir: dir}, nil
+	if broken != nil {
+		c.tell(ctx, Event{Kind: Corrupt, Entry: entry, Err: broken})
+	}
+	compiled, err := compile(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.place(ctx, dir, entry, compiled)
 }
 
-// openArtifact is nil when there is no such entry.
-func openArtifact(entry string) (*Artifact, error) {
-	dir, err := os.Open(entry)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+// GetVerified is Get, and looks at what it has found; what is not whole is discarded.
+func (c *Cache) GetVerified(ctx context.Context, id Identity, open Opener, compile Compiler, spare string) (*Artifact, error) {
+	for {
+		a, err := c.Get(ctx, id, open, compile, spare)
+		if err != nil {
+			return nil, err
+		}
+		if err = a.Verify(); err == nil {
+			return a, nil
+		}
+		err = c.Discard(ctx, a, err)
+		a.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("module cache: %w", err)
-	}
-	return &Artifact{Hit: true, Dir: dir}, nil
 }
 
-// Drop removes the entry of the module with the given digest: it was found to be
-// of no use.
-func (c *Cache) Drop(digest string) error {
-	if err := os.RemoveAll(c.entry(digest)); err != nil {
-		return fmt.Errorf("module cache: %w", err)
+// Discard removes the entry that a is: it was found to be of no use, for the given reason.
+// One that has been made in its place meanwhile stays.
+func (c *Cache) Discard(ctx context.Context, a *Artifact, why error) error {
+	if a.sums == nil {
+		return nil
 	}
+	dir, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	unlock, err := lockDir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	mine, err := a.sums.Stat()
+	if err != nil {
+		return fmt.Errorf("compile cache: %w", err)
+	}
+	named, err := os.Lstat(filepath.Join(c.dir, a.entry, sumsName))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(mine, named) {
+		return nil
+	}
+	// Others may be reading it: it is removed by whoever comes after them.
+	if _, err = moveOut(dir, a.entry); err != nil {
+		return fmt.Errorf("compile cache: %w", err)
+	}
+	c.tell(ctx, Event{Kind: Corrupt, Entry: a.entry, Err: why})
 	return nil
 }
 
-// entry is the directory for a module. Its name says all that the compiled code
+// entry is the name of the entry of a module. It says all that the compiled code
 // depends on, the processor's features included, since an engine that does not
 // find its own key there would compile anew, and fail.
 func (c *Cache) entry(digest string) string {
 	features := sha256.Sum256(fmt.Appendf(nil, "%s %+v %+v", runtime.GOARCH, cpu.X86, cpu.ARM64))
-	return filepath.Join(c.dir, fmt.Sprintf("%s-%s-%x", strings.TrimPrefix(digest, "sha256:"), c.version, features[:6]))
+	return fmt.Sprintf("%s-%s-%x", strings.TrimPrefix(digest, "sha256:"), c.version, features[:6])
 }
 
-// lock takes the lock file at path, which other processes may hold.
-func (c *Cache) lock(ctx context.Context, path string) (unlock func(), err error) {
+// lockSuffix is what a lock's name has after that of its entry.
+const lockSuffix = ".lock"
+
+// lock locks an entry that is to be made.
+func (c *Cache) lock(ctx context.Context, entry string) (unlock func(), err error) {
+	path := filepath.Join(c.dir, entry+lockSuffix)
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
-			return nil, fmt.Errorf("module cache: %w", err)
+			return nil, unusableError{fmt.Errorf("compile cache: %w", err)}
 		}
-		try := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
-		if err = try(); errors.Is(err, unix.EWOULDBLOCK) {
-			err = c.wait(ctx, try)
-		}
-		if err != nil {
+		if err := tryLock(f); errors.Is(err, unix.EWOULDBLOCK) {
+			err = c.wait(ctx, f)
+			if err != nil {
+				f.Close()
+				return nil, err
+			}
+		} else if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("module cache: lock %s: %w", path, err)
+			return nil, unusableError{fmt.Errorf("compile cache: lock %s: %w", path, err)}
 		}
 		// Whoever had the lock may have removed the file: then this lock is on
 		// a file that nobody else will find.
-		mine, err1 := f.Stat()
-		named, err2 := os.Stat(path)
-		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
+		if isNamed(f, path) {
 			return func() { os.Remove(path); f.Close() }, nil
 		}
 		f.Close()
 	}
 }
 
-// wait tries to take a lock until it can be had, or ctx is done.
-func (c *Cache) wait(ctx context.Context, try func() error) error {
-	wait := func(ctx context.Context) error {
-		for { // waiting in flock(2) would outlive a cancelled request
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-ctx.Done():
-				return fmt.Errorf("wait for another compilation: %w", ctx.Err())
-			}
-			if err := try(); !errors.Is(err, unix.EWOULDBLOCK) {
-				return err
-			}
-		}
-	}
+// isNamed tells whether f is what path names.
+func isNamed(f *os.File, path string) bool {
+	mine, err1 := f.Stat()
+	named, err2 := os.Lstat(path)
+	return err1 == nil && err2 == nil && os.SameFile(mine, named)
+}
+
+func tryLock(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+
+// wait waits for somebody else who compiles the same module.
+func (c *Cache) wait(ctx context.Context, f *os.File) error {
+	wait := func(ctx context.Context) error { return waitLock(ctx, f, "wait for another compilation") }
 	if c.Wait == nil {
 		return wait(ctx)
 	}
 	return c.Wait(ctx, wait)
 }
 
-// fill makes the entry. It appears whole or not at all.
-func (c *Cache) fill(ctx context.Context, f *os.File, entry string, compile Compiler) (err error) {
-	tmp, err := os.MkdirTemp(c.dir, "new-")
-	if err != nil {
-		return fmt.Errorf("module cache: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			os.RemoveAll(tmp)
+// waitLock tries to take a lock until it can be had, or ctx is done.
+func waitLock(ctx context.Context, f *os.File, what string) error {
+	for { // waiting in flock(2) would outlive a cancelled request
+		if err := tryLock(f); err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
 		}
-	}()
-	if err := os.Chown(tmp, CompilerUser, CompilerUser); err != nil {
-		return fmt.Errorf("module cache: %w", err)
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		}
 	}
-	dir, err := os.Open(tmp)
-	if err != nil {
-		return fmt.Errorf("module cache: %w", err)
-	}
-	defer dir.Close()
-	if err := compile(ctx, f, dir); err != nil {
-		return err
-	}
-	if err := takeOver(tmp); err != nil {
-		return fmt.Errorf("module cache: %w", err)
-	}
-	if err := os.Rename(tmp, entry); err != nil {
-		return fmt.Errorf("module cache: %w", err)
-	}
-	return nil
 }
 
-// takeOver gives what a compiler left in dir to root, readable by any user that
-// gets to it. Anything but plain directories and files with one name is refused:
-// whoever controlled the compiler could aim it elsewhere.
-func takeOver(dir string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
+// lockDir locks the directory, for as long as it takes to rename something in it.
+func lockDir(ctx context.Context, dir *os.File) (unlock func(), err error) {
+	if err := waitLock(ctx, dir, "wait for the compile cache"); err != nil {
+		return nil, err
 	}
-	defer root.Close()
-	return fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		mode := fs.FileMode(0o555)
-		if !d.IsDir() {
-			mode = 0o444
-			if !info.Mode().IsRegular() || info.Sys().(*syscall.Stat_t).Nlink != 1 {
-				return fmt.Errorf("compiler left %s: not a plain file", path)
-			}
-		}
-		if err := root.Lchown(path, 0, 0); err != nil {
-			return err
-		}
-		return root.Chmod(path, mode)
-	})
+	return func() { _ = unix.Flock(int(dir.Fd()), unix.LOCK_UN) }, nil // fails for no lock only
 }

@@ -3,6 +3,7 @@ package module
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,11 +30,7 @@ func needRoot(t *testing.T) {
 func newTestCache(t *testing.T) *Cache {
 	t.Helper()
 	needRoot(t)
-	c, err := NewCache(filepath.Join(t.TempDir(), "cache"), "v1.2.3")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return NewCache(filepath.Join(t.TempDir(), "cache"), "v1.2.3")
 }
 
 func moduleFile(t *testing.T, content string) *os.File {
@@ -50,29 +47,37 @@ func moduleFile(t *testing.T, content string) *os.File {
 	return f
 }
 
-// asCompilerUser gives what a compiler has made to the user it runs as.
-func asCompilerUser(t *testing.T, dir string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+// leaving is a compiler that makes what it leaves by a function, as the user it is.
+func leaving(t *testing.T, leave func(dir string) error) Compiler {
+	return func(context.Context, *os.File) (*os.File, error) {
+		dir := t.TempDir()
+		if err := leave(dir); err != nil {
+			return nil, err
 		}
-		return os.Lchown(path, CompilerUser, CompilerUser)
-	})
-	if err != nil {
-		t.Error(err)
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Lchown(path, CompilerUser, CompilerUser)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return os.Open(dir)
 	}
 }
 
+// leavingFile is a compiler that leaves one file.
+func leavingFile(t *testing.T, content string) Compiler {
+	return leaving(t, func(dir string) error {
+		return errors.Join(os.Mkdir(filepath.Join(dir, "engine"), 0o700), os.WriteFile(filepath.Join(dir, "engine/code"), []byte(content), 0o600))
+	})
+}
+
 func compiler(t *testing.T, count *atomic.Int32) Compiler {
-	return func(_ context.Context, _, dir *os.File) error {
+	return func(ctx context.Context, f *os.File) (*os.File, error) {
 		count.Add(1)
-		if err := os.MkdirAll(filepath.Join(dir.Name(), "engine"), 0o700); err != nil {
-			return err
-		}
-		err := os.WriteFile(filepath.Join(dir.Name(), "engine", "code"), []byte("compiled"), 0o600)
-		asCompilerUser(t, dir.Name())
-		return err
+		return leavingFile(t, "compiled")(ctx, f)
 	}
 }
 
@@ -82,8 +87,16 @@ func get(ctx context.Context, c *Cache, f *os.File, compile Compiler) (*Artifact
 	if err != nil {
 		return nil, err
 	}
-	return c.Get(ctx, id, func(context.Context) (*os.File, error) { return os.Open(f.Name()) }, compile)
+	return c.GetVerified(ctx, id, reopen(f), compile, "/nonexistent/spare")
 }
+
+// reopen opens a file anew, since what is opened for Get is closed by it.
+func reopen(f *os.File) Opener {
+	return func(context.Context) (*os.File, error) { return os.Open(f.Name()) }
+}
+
+// codeDir is the path of what the engine is given.
+func codeDir(a *Artifact) string { return fmt.Sprintf("/proc/self/fd/%d", a.Dir.Fd()) }
 
 func assertEmpty(t *testing.T, c *Cache) {
 	t.Helper()
@@ -98,10 +111,7 @@ func assertEmpty(t *testing.T, c *Cache) {
 
 func TestAModuleIsCompiledOnceHoweverManyAsk(t *testing.T) {
 	one := newTestCache(t)
-	other, err := NewCache(one.dir, one.version) // as another process would
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := NewCache(one.dir, one.version) // as another process would
 	f := moduleFile(t, "module")
 	var compiled, hits atomic.Int32
 	var wg sync.WaitGroup
@@ -113,11 +123,11 @@ func TestAModuleIsCompiledOnceHoweverManyAsk(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			defer a.Dir.Close()
+			defer a.Close()
 			if a.Hit {
 				hits.Add(1)
 			}
-			if got, err := os.ReadFile(filepath.Join(a.Dir.Name(), "engine/code")); err != nil || string(got) != "compiled" {
+			if got, err := os.ReadFile(codeDir(a) + "/engine/code"); err != nil || string(got) != "compiled" {
 				t.Errorf("got %q, %v, want the compiled code", got, err)
 			}
 		})
@@ -147,31 +157,30 @@ func TestAModuleIsKnownByItsBytes(t *testing.T) {
 
 func TestTheSizeOfCompiledCodeIsThatOfAllItsFiles(t *testing.T) {
 	c := newTestCache(t)
-	a, err := get(t.Context(), c, moduleFile(t, "hello"), func(_ context.Context, _, dir *os.File) error {
-		for _, name := range []string{"one", "engine/two", "engine/three"} {
-			path := filepath.Join(dir.Name(), name)
-			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("1234567"), 0o600)); err != nil {
-				return err
+	f := moduleFile(t, "hello")
+	for range 2 {
+		a, err := get(t.Context(), c, f, leaving(t, func(dir string) error {
+			for _, name := range []string{"one", "engine/two", "engine/three"} {
+				path := filepath.Join(dir, name)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("1234567"), 0o600)); err != nil {
+					return err
+				}
 			}
+			return nil
+		}))
+		if err != nil {
+			t.Fatal(err)
 		}
-		asCompilerUser(t, dir.Name())
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Dir.Close()
-	if got, err := a.Size(); err != nil || got != 21 {
-		t.Errorf("got %d, %v, want 21", got, err)
+		defer a.Close()
+		if a.Size != 21 {
+			t.Errorf("got %d, want 21", a.Size)
+		}
 	}
 }
 
 func TestAnotherModuleOrEngineHasAnotherEntry(t *testing.T) {
 	c := newTestCache(t)
-	newer, err := NewCache(c.dir, "v9.9.9")
-	if err != nil {
-		t.Fatal(err)
-	}
+	newer := NewCache(c.dir, "v9.9.9")
 	var count atomic.Int32
 	f := moduleFile(t, "one")
 	for _, want := range []struct {
@@ -182,7 +191,7 @@ func TestAnotherModuleOrEngineHasAnotherEntry(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.Dir.Close()
+		a.Close()
 		if a.Hit {
 			t.Errorf("%s of %s was there already", want.file.Name(), want.cache.version)
 		}
@@ -196,10 +205,10 @@ func TestAnEntryIsRootsAndNobodyCanWriteToIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Dir.Close()
+	defer a.Close()
 	want := map[string]uint32{".": unix.S_IFDIR | 0o555, "engine": unix.S_IFDIR | 0o555, "engine/code": unix.S_IFREG | 0o444}
 	for path, mode := range want {
-		info, err := os.Lstat(filepath.Join(a.Dir.Name(), path))
+		info, err := os.Lstat(codeDir(a) + "/./" + path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,43 +219,11 @@ func TestAnEntryIsRootsAndNobodyCanWriteToIt(t *testing.T) {
 	}
 }
 
-func TestTheCompilerGetsTheModuleAndAnEmptyDirectoryOfItsOwn(t *testing.T) {
-	c := newTestCache(t)
-	f := moduleFile(t, "module")
-	a, err := get(t.Context(), c, f, func(_ context.Context, m, dir *os.File) error {
-		if m != f {
-			t.Errorf("got %s, want %s", m.Name(), f.Name())
-		}
-		info, err := dir.Stat()
-		if err != nil {
-			return err
-		}
-		st := info.Sys().(*syscall.Stat_t)
-		if st.Uid != CompilerUser || st.Gid != CompilerUser || st.Mode&0o7777 != 0o700 {
-			t.Errorf("got %d:%d %#o, want the compiler's own", st.Uid, st.Gid, st.Mode&0o7777)
-		}
-		names, err := dir.Readdirnames(-1)
-		if len(names) > 0 {
-			t.Errorf("got %v, want an empty directory", names)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.Dir.Close()
-}
-
 func TestAFailedCompilationLeavesNothingAndIsTriedAgain(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
 	failure := errors.New("no module")
-	_, err := get(t.Context(), c, f, func(_ context.Context, _, dir *os.File) error {
-		if err := os.WriteFile(filepath.Join(dir.Name(), "half"), nil, 0o600); err != nil {
-			t.Error(err)
-		}
-		return failure
-	})
+	_, err := get(t.Context(), c, f, leaving(t, func(string) error { return failure }))
 	if !errors.Is(err, failure) {
 		t.Fatalf("got %v, want %v", err, failure)
 	}
@@ -256,7 +233,7 @@ func TestAFailedCompilationLeavesNothingAndIsTriedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.Dir.Close()
+	a.Close()
 	if a.Hit {
 		t.Error("a compilation that failed was a hit")
 	}
@@ -273,6 +250,16 @@ func TestWhatIsNoPlainFileOfTheCompilersIsRefused(t *testing.T) {
 		},
 		"a FIFO":   func(_ *testing.T, dir, _ string) error { return unix.Mkfifo(dir+"/code", 0o600) },
 		"a socket": func(_ *testing.T, dir, _ string) error { return unix.Mknod(dir+"/code", unix.S_IFSOCK|0o600, 0) },
+		"a name with a line end": func(_ *testing.T, dir, _ string) error {
+			return os.WriteFile(dir+"/a\n00000000 0 b", nil, 0o600)
+		},
+		"nothing": func(*testing.T, string, string) error { return nil },
+		"many files": func(_ *testing.T, dir, _ string) (err error) {
+			for i := range maxFiles + 1 {
+				err = errors.Join(err, os.WriteFile(fmt.Sprintf("%s/%d", dir, i), nil, 0o600))
+			}
+			return err
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newTestCache(t)
@@ -280,23 +267,21 @@ func TestWhatIsNoPlainFileOfTheCompilersIsRefused(t *testing.T) {
 			if err := os.WriteFile(victim, nil, 0o640); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Chown(victim, 7, 7); err != nil {
-				t.Fatal(err)
-			}
-			a, err := get(t.Context(), c, moduleFile(t, "module"), func(_ context.Context, _, dir *os.File) error {
-				return leave(t, dir.Name(), victim)
-			})
+			a, err := get(t.Context(), c, moduleFile(t, "module"), leaving(t, func(dir string) error { return leave(t, dir, victim) }))
 			if err == nil {
-				a.Dir.Close()
+				a.Close()
 				t.Fatal("got no error")
+			}
+			if !strings.Contains(err.Error(), "the compiler left") {
+				t.Errorf("got %v: want what is wrong", err)
 			}
 			assertEmpty(t, c)
 			info, err := os.Stat(victim)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if st := info.Sys().(*syscall.Stat_t); st.Uid != 7 || st.Gid != 7 || st.Mode&0o7777 != 0o640 {
-				t.Errorf("the file it aimed at has become %d:%d %#o", st.Uid, st.Gid, st.Mode&0o7777)
+			if st := info.Sys().(*syscall.Stat_t); st.Mode&0o7777 != 0o640 || st.Size != 0 {
+				t.Errorf("the file it aimed at has become %#o, of %d bytes", st.Mode&0o7777, st.Size)
 			}
 		})
 	}
@@ -313,25 +298,25 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	compiling, goOn := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		a, err := get(t.Context(), c, f, func(context.Context, *os.File, *os.File) error {
+		a, err := get(t.Context(), c, f, func(ctx context.Context, f *os.File) (*os.File, error) {
 			close(compiling)
 			<-goOn
-			return nil
+			return leavingFile(t, "compiled")(ctx, f)
 		})
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		a.Dir.Close()
+		a.Close()
 	})
 	<-compiling
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error)
 	go func() {
-		_, err := get(ctx, c, f, func(context.Context, *os.File, *os.File) error {
+		_, err := get(ctx, c, f, leaving(t, func(string) error {
 			t.Error("compiled twice at the same time")
 			return nil
-		})
+		}))
 		result <- err
 	}()
 	cancel()
@@ -345,51 +330,136 @@ func TestWaitingForAnotherCompilationEndsWithTheRequest(t *testing.T) {
 	wg.Wait()
 }
 
-func TestADroppedEntryIsCompiledAgain(t *testing.T) {
+func TestTheBytesOfAModuleAreOpenedOnlyToBeCompiled(t *testing.T) {
 	c := newTestCache(t)
 	f := moduleFile(t, "module")
 	id, err := Identify(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var count atomic.Int32
+	var opened []*os.File
+	open := func(ctx context.Context) (*os.File, error) {
+		f, err := reopen(f)(ctx)
+		opened = append(opened, f)
+		return f, err
+	}
+	failure := errors.New("no such layer")
+	if _, err := c.Get(t.Context(), id, func(context.Context) (*os.File, error) { return nil, failure }, nil, ""); !errors.Is(err, failure) {
+		t.Errorf("got %v, want %v", err, failure)
+	}
+	assertEmpty(t, c)
 	for range 2 {
-		a, err := c.Get(t.Context(), id, func(context.Context) (*os.File, error) { return os.Open(f.Name()) }, compiler(t, &count))
+		a, err := c.Get(t.Context(), id, open, compiler(t, new(atomic.Int32)), "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.Dir.Close()
-		if err := c.Drop(id.Digest); err != nil {
+		a.Close()
+	}
+	if len(opened) != 1 {
+		t.Fatalf("opened %d times, want 1", len(opened))
+	}
+	if err := opened[0].Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("what was opened is left open: %v", err)
+	}
+}
+
+func TestADiscardedEntryIsCompiledAgain(t *testing.T) {
+	c := newTestCache(t)
+	f := moduleFile(t, "module")
+	var count atomic.Int32
+	for range 2 {
+		a, err := get(t.Context(), c, f, compiler(t, &count))
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := get(t.Context(), c, f, compiler(t, &count))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := c.Discard(t.Context(), a, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.Close()
+		// Who reads it goes on reading it.
+		if got, err := os.ReadFile(codeDir(other) + "/engine/code"); err != nil || string(got) != "compiled" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		// What has taken its place stays.
+		next, err := get(t.Context(), c, f, compiler(t, &count))
+		if err != nil || next.Hit {
+			t.Fatal("not compiled again", err)
+		}
+		if err := c.Discard(t.Context(), other, nil); err != nil {
+			t.Fatal(err)
+		}
+		other.Close()
+		if again, err := get(t.Context(), c, f, compiler(t, &count)); err != nil || !again.Hit {
+			t.Error("the entry in its place was removed", err)
+		} else {
+			again.Close()
+		}
+		if err := c.Discard(t.Context(), next, nil); err != nil {
+			t.Fatal(err)
+		}
+		next.Close()
+		if err := c.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		assertEmpty(t, c)
-		if err := c.Drop(id.Digest); err != nil {
-			t.Errorf("to drop what is not there: %v", err)
-		}
 	}
-	if got, want := count.Load(), int32(2); got != want {
+	if got, want := count.Load(), int32(4); got != want {
 		t.Errorf("compiled %d times, want %d", got, want)
 	}
 }
 
-func TestACacheThatOthersGetAtIsRefused(t *testing.T) {
+// spoiltDirs are what may be where the cache is to be.
+var spoiltDirs = map[string]func(dir string) error{
+	"mode 0755":           func(dir string) error { return os.Mkdir(dir, 0o755) },
+	"mode 0701":           func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o701)) },
+	"mode 0770":           func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o770)) },
+	"another user's":      func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 7, 0)) },
+	"a file":              func(dir string) error { return os.WriteFile(dir, nil, 0o600) },
+	"a dangling link":     func(dir string) error { return os.Symlink("nowhere", dir) },
+	"a link to directory": func(dir string) error { return errors.Join(os.Mkdir(dir+".real", 0o700), os.Symlink(dir+".real", dir)) },
+}
+
+func TestWhereTheCacheIsOfNoUseAModuleIsCompiledForOneUse(t *testing.T) {
 	needRoot(t)
-	for name, prepare := range map[string]func(dir string) error{
-		"mode 0755":           func(dir string) error { return os.Mkdir(dir, 0o755) },
-		"mode 0701":           func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o701)) },
-		"mode 0770":           func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o770)) },
-		"another user's":      func(dir string) error { return errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 7, 0)) },
-		"a file":              func(dir string) error { return os.WriteFile(dir, nil, 0o600) },
-		"a dangling link":     func(dir string) error { return os.Symlink("nowhere", dir) },
-		"a link to directory": func(dir string) error { return errors.Join(os.Mkdir(dir+".real", 0o700), os.Symlink(dir+".real", dir)) },
-	} {
+	for name, prepare := range spoiltDirs {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "cache")
-			if err := prepare(dir); err != nil {
+			base := t.TempDir()
+			c := NewCache(filepath.Join(base, "cache"), "v1")
+			if err := prepare(c.dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := NewCache(dir, "v1"); err == nil {
-				t.Error("got no error")
+			var told []Event
+			c.Tell = func(_ context.Context, e Event) { told = append(told, e) }
+			f := moduleFile(t, "module")
+			id, err := Identify(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var count atomic.Int32
+			a, err := c.Get(t.Context(), id, reopen(f), compiler(t, &count), filepath.Join(base, "spare"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(codeDir(a) + "/engine/code"); err != nil || string(got) != "compiled" || a.Hit || a.Size != 8 {
+				t.Errorf("got %q, %v, %+v", got, err, a)
+			}
+			if len(told) != 1 || told[0].Kind != Unusable || !strings.Contains(told[0].Err.Error(), c.dir) {
+				t.Errorf("told %+v", told)
+			}
+			if err := c.Discard(t.Context(), a, nil); err != nil {
+				t.Error(err)
+			}
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Lstat(filepath.Join(base, "spare")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("what was for one use is still there: %v", err)
 			}
 		})
 	}
@@ -397,13 +467,16 @@ func TestACacheThatOthersGetAtIsRefused(t *testing.T) {
 
 func TestACacheIsMadeWhereThereIsNone(t *testing.T) {
 	needRoot(t)
-	dir := filepath.Join(t.TempDir(), "a/b/cache")
-	for range 2 {
-		if _, err := NewCache(dir, "v1"); err != nil {
-			t.Fatal(err)
-		}
+	c := NewCache(filepath.Join(t.TempDir(), "a/b/cache"), "v1")
+	if all, err := c.List(); err != nil || len(all) != 0 {
+		t.Errorf("got %v, %v, want nothing", all, err)
 	}
-	info, err := os.Stat(dir)
+	a, err := get(t.Context(), c, moduleFile(t, "module"), leavingFile(t, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	info, err := os.Stat(c.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,9 +486,8 @@ func TestACacheIsMadeWhereThereIsNone(t *testing.T) {
 }
 
 func TestTheNameOfAnEntryTellsWhatTheCodeDependsOn(t *testing.T) {
-	c := &Cache{dir: "/cache", version: "v1.2.3"}
-	name := filepath.Base(c.entry("sha256:abc"))
-	if !strings.HasPrefix(name, "abc-v1.2.3-") || filepath.Dir(c.entry("sha256:abc")) != "/cache" {
+	c := NewCache("/cache", "v1.2.3")
+	if name := c.entry("sha256:abc"); !strings.HasPrefix(name, "abc-v1.2.3-") {
 		t.Errorf("got %s, want digest, version and processor", name)
 	}
 }

@@ -497,10 +497,9 @@ func (w *Walls) Open(path string, flags int) (*os.File, error) {
 	return OpenInRoot(w.rootfs, path, flags)
 }
 
-// Attach puts the directory dir at [Attached]: read-only, unless the process has
-// no root file system and thus nothing else to write to. What only can be read may
-// be mapped to be executed, unless the directory's own file system refuses that: as
-// compiled code is.
+// Attach puts the directory dir at [Attached], read-only. What is in it may be mapped
+// to be executed, unless the directory's own file system refuses that: as compiled code
+// is.
 func (w *Walls) Attach(dir *os.File) error {
 	// A mount can be cloned in its own namespace only, the caller's; one that is
 	// attached nowhere can be moved into any.
@@ -509,12 +508,7 @@ func (w *Walls) Attach(dir *os.File) error {
 		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}
 	}
 	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
-	if w.rootfs >= 0 {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	} else {
-		attr.Attr_set |= unix.MOUNT_ATTR_NOEXEC
-	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return &os.PathError{Op: "attach", Path: dir.Name(), Err: needsKernel(err)}
 	}
@@ -524,6 +518,38 @@ func (w *Walls) Attach(dir *os.File) error {
 		}
 		return nil
 	})
+}
+
+// AttachNew puts an empty directory at [Attached] that is the process's user's: a file
+// system in memory, with room for the given number of bytes and files. Nothing in it can
+// be executed. What the process leaves there is in the directory that is returned, for as
+// long as that is open.
+func (w *Walls) AttachNew(bytes uint64, files int) (_ *os.File, err error) {
+	fail := func(err error) error { return &os.PathError{Op: "attach", Path: "tmpfs", Err: err} }
+	fd, err := newFilesystem("tmpfs", "attached", []string{
+		"mode=0700", fmt.Sprintf("uid=%d", w.cfg.User.UID), fmt.Sprintf("gid=%d", w.cfg.User.GID),
+		fmt.Sprintf("size=%d", bytes), fmt.Sprintf("nr_inodes=%d", files),
+	}, "")
+	if err != nil {
+		return nil, fail(needsKernel(err))
+	}
+	defer unix.Close(fd)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return nil, fail(needsKernel(err))
+	}
+	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fail(err)
+	}
+	err = w.thread.do(func() error {
+		return unix.MoveMount(fd, "", unix.AT_FDCWD, Attached, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	})
+	if err != nil {
+		unix.Close(dir)
+		return nil, fail(err)
+	}
+	return os.NewFile(uintptr(dir), "attached"), nil
 }
 
 // Enter makes the container's root file system the root of the process, and

@@ -80,6 +80,18 @@ func (w *Walls) Attach(dir *os.File) error {
 	return os.Symlink(dir.Name(), filepath.Join(w.cfg.Base, Attached))
 }
 
+// AttachNew makes a directory.
+func (w *Walls) AttachNew(uint64, int) (*os.File, error) {
+	path := filepath.Join(w.cfg.Base, Attached)
+	if err := os.RemoveAll(path); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	return os.Open(path)
+}
+
 // Enter does nothing.
 func (w *Walls) Enter() error { return nil }
 

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -389,6 +390,10 @@ func (b *bundle) linuxProgram(ctx context.Context) string {
 	}
 	return entry.Path
 }
+
+// spare is a directory, not there yet, for what a module was compiled to that can be kept
+// in no cache. Should the shim be killed, it goes with the bundle.
+func (b *bundle) spare() string { return filepath.Join(b.path, "compiled-"+rand.Text()) }
 
 // open is a [module.FileOpener] for a container that has only its root file system
 // yet: what is to be mounted in it is looked for in its source.

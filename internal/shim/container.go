@@ -23,11 +23,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/cgroup"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox/seccomp"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -37,9 +35,10 @@ const pidFile = "init.pid"
 
 // host is what the containers of a shim share.
 type host struct {
-	stage  *sandbox.Stage
-	cache  *module.Cache
-	outbox *outbox
+	stage    *sandbox.Stage
+	cache    *module.Cache
+	compiler *compiler
+	outbox   *outbox
 	// containerd is the address of containerd's API, namespace the one there that all of
 	// this is in.
 	containerd, namespace string
@@ -164,86 +163,11 @@ func (c *container) mountRootfs(r *taskapi.CreateTaskRequest) error {
 	return nil
 }
 
-// compileOOMScore has the kernel end a compile process before anything else, where
-// the machine itself runs out of memory.
-var compileOOMScore = 1000
-
-// compileLimits are the kernel's, for a process that does not keep to its bounds.
-// What a Go program maps is more than it uses.
-func compileLimits(b instance.CompileBounds) []specs.POSIXRlimit {
-	limit := func(resource string, n uint64) specs.POSIXRlimit {
-		return specs.POSIXRlimit{Type: resource, Soft: n, Hard: n}
-	}
-	return []specs.POSIXRlimit{
-		limit("RLIMIT_DATA", 2*b.Memory), limit("RLIMIT_FSIZE", b.Memory),
-		limit("RLIMIT_CPU", uint64(b.CPU/time.Second)+10), limit("RLIMIT_CORE", 0),
-	}
-}
-
-// compilerOf is the [module.Compiler] of a process.
-func (c *container) compilerOf(p *specs.Process) module.Compiler {
+// compiler is the one for a process of the container.
+func (c *container) compiler(p *specs.Process) module.Compiler {
 	// Not SELinux's context: it says which files are the container's, and the
 	// compiled code is the host's.
-	labels := sandbox.Labels{AppArmor: c.bundle.labels(p).AppArmor}
-	return func(ctx context.Context, f, dir *os.File) error { return c.host.compile(ctx, labels, f, dir) }
-}
-
-// compile compiles f into dir, in a process of its own, without a root file system,
-// a network or a user, that ends with the compilation.
-func (h *host) compile(ctx context.Context, labels sandbox.Labels, f, dir *os.File) error {
-	ns, err := sandbox.NewNamespaces([]specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-	})
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	bounds, err := instance.NewCompileBounds(info.Size())
-	if err != nil {
-		return err
-	}
-	limits := compileLimits(bounds)
-	walls, err := sandbox.NewWalls(h.stage, sandbox.Config{
-		Program: programName(instance.RoleCompile), Base: dir.Name(), Namespaces: ns,
-		User: specs.User{UID: module.CompilerUser, GID: module.CompilerUser}, Labels: labels,
-		Rlimits: limits, OOMScoreAdj: &compileOOMScore,
-	})
-	if err != nil {
-		return err
-	}
-	defer walls.Close()
-	filters, err := seccomp.ForCompiler()
-	if err != nil {
-		return err
-	}
-	cfg := instance.Config{Umask: 0o022, Seccomp: filters, Rlimits: limits, Compile: bounds}
-	var p *child
-	err = telemetry.Stage(ctx, telemetry.CompilerSpawn, func(context.Context) (err error) {
-		p, err = startChild(ctx, instance.RoleCompile, cfg, 0, walls, nil, [3]*os.File{nil, nil, os.Stderr})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer p.destroy()
-	defer context.AfterFunc(ctx, func() { _ = p.kill(unix.SIGKILL) })()
-	if err := walls.Limit(p.pid); err != nil {
-		return err
-	}
-	if err := walls.Build(nil, nil); err != nil {
-		return err
-	}
-	if err := walls.Attach(dir); err != nil {
-		return err
-	}
-	err = p.ask(instance.Message{Compile: true}, f)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+	return c.host.compiler.of(sandbox.Labels{AppArmor: c.bundle.labels(p).AppArmor})
 }
 
 // exec adds a process, which is launched when it is started.

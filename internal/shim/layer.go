@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -79,6 +80,10 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, er
 	open := func(ctx context.Context) (f *os.File, err error) {
 		err = telemetry.Stage(ctx, telemetry.LayerRead, func(ctx context.Context) (err error) {
 			f, err = client.Open(ctx, m, c.host.state)
+			var path *fs.PathError
+			if errors.As(err, &path) { // full, read-only or not there: as the cache may be
+				f, err = client.Open(ctx, m, c.bundle.path)
+			}
 			return err
 		})
 		if err != nil {

@@ -184,7 +184,17 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	}
 	stopHooks(ctx, path, id)
 	_ = removeDeadSocket(socket) // there is none, mostly
+	tidyCompiler(ctx, path)
 	return stopStatus(ctx, path), nil
+}
+
+// tidyCompiler removes what a shim that was killed may have left of a compilation. What it
+// cannot, the next one to compile does.
+func tidyCompiler(ctx context.Context, bundle string) {
+	state := stateDir(bundle)
+	if err := newCompiler(nil, state).tidy(); err != nil {
+		log.G(ctx).WithError(err).Warn("clean up after compilations")
+	}
 }
 
 // stopLinux has runc remove what it knows of a Linux container. Where that fails,

@@ -54,16 +54,23 @@ type hostFile struct {
 	path      string
 	options   *options.Options
 	telemetry any // a table, if all is well
+	compile   compileTable
+	cache     cacheTable
 	unknown   []string
+}
+
+// hostConfigPath is where the configuration of the host is, or would be.
+func hostConfigPath() string {
+	if path := os.Getenv(hostConfigEnv); path != "" {
+		return path
+	}
+	return hostConfig
 }
 
 // readHostFile reads the configuration of the host; there need not be any.
 func readHostFile() (h hostFile, err error) {
-	h = hostFile{path: os.Getenv(hostConfigEnv), options: &options.Options{}}
-	named := h.path != ""
-	if !named {
-		h.path = hostConfig
-	}
+	h = hostFile{path: hostConfigPath(), options: &options.Options{}}
+	named := os.Getenv(hostConfigEnv) != ""
 	data, err := regular.ReadFile(h.path, maxOptions)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return h, nil
@@ -80,11 +87,20 @@ func readHostFile() (h hostFile, err error) {
 func (h *hostFile) decode(data []byte) (err error) {
 	content := struct {
 		*options.Options
-		Telemetry any `toml:"telemetry"` // no type: nothing there is an error
+		Telemetry any          `toml:"telemetry"` // no type: nothing there is an error
+		Compile   compileTable `toml:"compile"`
+		Cache     cacheTable   `toml:"cache"`
 	}{Options: h.options}
-	h.unknown, err = decode(&content, h.path, data)
-	h.telemetry = content.Telemetry
-	return err
+	if h.unknown, err = decode(&content, h.path, data); err != nil {
+		return err
+	}
+	h.telemetry, h.compile, h.cache = content.Telemetry, content.Compile, content.Cache
+	for _, check := range []func() error{h.compile.check, h.cache.check} {
+		if err := check(); err != nil {
+			return fmt.Errorf("%s: %w", h.path, err)
+		}
+	}
+	return nil
 }
 
 // variables are those that the file sets of telemetry. Whatever may be wrong with

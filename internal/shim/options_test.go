@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -16,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 )
 
 func request(t *testing.T, v any) *anypb.Any {
@@ -115,4 +118,70 @@ func TestBadOptionsSayWhatIsWrongAndWhere(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+func TestTheTablesForCompilingAreRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	t.Setenv(hostConfigEnv, path)
+	write := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("[compile]\nmemory = \"2GiB\"\nprocessors = 1.5\nat_once = 3\ntime = \"90s\"\n[cache]\nsize = 1048576\nentries = 7\n")
+	h, err := readHostFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := h.compile.limits()
+	if want := (compileLimit{2 << 30, 1.5, 3, 90 * time.Second}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	if r := got.resources(); *r.CPU.Quota != 150_000 || *r.CPU.Period != 100_000 || *r.Memory.Limit != 2<<30 {
+		t.Errorf("got %+v, %+v", r.CPU, r.Memory)
+	}
+	if got, want := h.cache.limits(), (module.Limits{Size: 1 << 20, Entries: 7}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	write("")
+	if h, err = readHostFile(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.compile.limits(); err != nil || got.AtOnce != 2 || got.Memory == 0 || got.resources().CPU != nil {
+		t.Errorf("without a table: %+v, %v", got, err)
+	}
+	for text, says := range map[string]string{
+		"[compile]\nmemory = \"much\"":            "line 2",
+		"[compile]\nmemory = \"1MiB\"":            "compile.memory: 1048576 bytes: want 67108864 at least",
+		"[compile]\nmemory = -1":                  "compile.memory",
+		"[compile]\nprocessors = -1":              "compile.processors",
+		"[compile]\nprocessors = 0.001":           "compile.processors",
+		"[compile]\nprocessors = nan":             "compile.processors",
+		"[compile]\nprocessors = inf":             "compile.processors",
+		"[compile]\nprocessors = \"2\"":           "line 2",
+		"[compile]\nat_once = 100000":             "compile.at_once: 100000: want 1 to 1024",
+		"[compile]\nat_once = -1":                 "compile.at_once",
+		"[compile]\nat_once = 1.5":                "line 2",
+		"[compile]\ntime = \"1ms\"":               "compile.time: 1ms: want a second at least",
+		"[compile]\ntime = \"long\"":              "line 2",
+		"compile = 1":                             "line 1",
+		"[cache]\nsize = -1":                      "cache.size",
+		"[cache]\nsize = \"-1\"":                  "line 2",
+		"[cache]\nentries = -1":                   "cache.entries",
+		"[cache]\nsize = [1]":                     "line 2",
+		"cache = \"big\"":                         "line 1",
+		"[cache]\nsize = \"1 parsec\"":            "1 parsec",
+		"[cache]\nentries = 99999999999999999999": "line 2",
+	} {
+		write(text)
+		_, _, err := readOptions(nil)
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: got %v, want %q", text, err, says)
+		}
+	}
+	write("[compile]\nmemery = 1\n[cache]\nsice = 2")
+	if _, unknown, err := readOptions(nil); err != nil || len(unknown) != 2 {
+		t.Errorf("got %q, %v, want two unknown keys", unknown, err)
+	}
 }

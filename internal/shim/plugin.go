@@ -91,13 +91,6 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		return nil, err
 	}
 	state := stateDir(bundle)
-	cache, err := module.NewCache(filepath.Join(state, "modules"), instance.CacheVersion())
-	if err != nil {
-		return nil, err
-	}
-	cache.Wait = func(ctx context.Context, wait func(context.Context) error) error {
-		return telemetry.Stage(ctx, telemetry.CompilerWait, wait)
-	}
 	outbox, err := newOutbox(ic.Properties[plugins.PropertyTTRPCAddress], namespace)
 	if err != nil {
 		return nil, err
@@ -121,7 +114,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	})
 	task := &service{
 		host: &host{
-			stage: stage, cache: cache, outbox: outbox, state: state,
+			stage: stage, cache: newCache(state), compiler: newCompiler(stage, state), outbox: outbox, state: state,
 			containerd: os.Getenv(grpcAddressEnv), namespace: namespace,
 		},
 		linux: linux,
@@ -150,6 +143,36 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		s = newTracedService(s, provider, namespace, task.identify)
 	}
 	return &plugin{service: s}, nil
+}
+
+// newCache is the compile cache of the node whose [stateDir] is given.
+func newCache(state string) *module.Cache {
+	c := module.NewCache(filepath.Join(state, "modules"), instance.CacheVersion())
+	c.Wait = func(ctx context.Context, wait func(context.Context) error) error {
+		return telemetry.Stage(ctx, telemetry.CompilerWait, wait)
+	}
+	c.Limits = func() module.Limits {
+		h, _ := readHostFile() // Create says what is wrong with it
+		return h.cache.limits()
+	}
+	c.Tell = tellCache
+	return c
+}
+
+// tellCache tells what happens to an entry of the cache.
+func tellCache(ctx context.Context, e module.Event) {
+	l := log.G(ctx).WithField("entry", e.Entry)
+	switch e.Kind {
+	case module.Corrupt:
+		l.WithError(e.Err).Warn("compile cache: entry dropped, compiling again")
+		telemetry.CacheCorrupt(ctx)
+	case module.Evicted:
+		l.WithField("bytes", e.Size).Debug("compile cache: entry removed to make room")
+		telemetry.CacheEvicted(ctx)
+	case module.Unusable:
+		l.WithError(e.Err).Warn("compile cache: cannot be used, the module is compiled for this container alone")
+		telemetry.CacheUnusable(ctx)
+	}
 }
 
 // stateDir is where the shim keeps what outlives a container: in the root

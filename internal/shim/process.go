@@ -120,7 +120,6 @@ func (p *process) launch(ctx context.Context, cfg sandbox.Config, cgroupMade fun
 			return classify(err)
 		}
 		// The broken entry has been dropped; a second one would be no accident.
-		p.log(ctx).WithError(err).Warn("compile cache: entry dropped, compiling again")
 		if p.execID == "" {
 			p.container.poststop(ctx) // the process that hooks have been told of is gone
 		}
@@ -213,18 +212,23 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
-	entry, id, compiled, err := p.module(ctx, walls)
+	entry, artifact, err := p.module(ctx, walls)
 	if err != nil {
 		return err
 	}
-	err = walls.Attach(compiled)
-	compiled.Close()
-	if err != nil {
+	defer artifact.Close()
+	if err := walls.Attach(artifact.Dir); err != nil {
 		return err
 	}
+	// While it is loaded, which runs nothing of it.
+	verified := make(chan error, 1)
+	go func() { verified <- artifact.Verify() }()
 	told := time.Now()
 	err = c.ask(instance.Message{Load: &entry})
 	var e *instance.Error
+	if broken := <-verified; broken != nil {
+		err = &instance.Error{Text: broken.Error(), Kind: instance.StaleCache}
+	}
 	if err != nil && !errors.As(err, &e) {
 		telemetry.Past(ctx, telemetry.ModuleLoad, told, err) // it has not lived to send that
 	}
@@ -236,7 +240,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 		}
 	}
 	if errors.As(err, &e) && e.Kind == instance.StaleCache {
-		err = errors.Join(err, p.container.host.cache.Drop(id.Digest))
+		err = errors.Join(err, p.container.host.cache.Discard(ctx, artifact, err))
 	}
 	if err != nil {
 		return err
@@ -244,26 +248,26 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 	return telemetry.Stage(ctx, telemetry.SandboxEnter, func(context.Context) error { return walls.Enter() })
 }
 
-// module is the process's: what it is called, which one it is, and the directory with
-// what it was compiled to.
-func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, id module.Identity, compiled *os.File, err error) {
+// module is the process's: what it is called, and what it was compiled to, for the caller
+// to verify and to close.
+func (p *process) module(ctx context.Context, walls *sandbox.Walls) (entry module.Entry, a *module.Artifact, err error) {
 	var m *program
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
 		m, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
-		return entry, id, nil, err
+		return entry, nil, err
 	}
 	defer m.close.Close()
 	err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-		compiled, err = p.compile(ctx, m)
+		a, err = p.compile(ctx, m)
 		return err
 	})
 	if err != nil {
 		err = fmt.Errorf("entry point %s: %w", m.entry, err)
 	}
-	return m.entry, m.id, compiled, err
+	return m.entry, a, err
 }
 
 // resolve finds the module, and reads it for its digest if it is a file. The caller
@@ -303,23 +307,20 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, 
 	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f}, nil
 }
 
-// compile returns the directory with what a module was compiled to; or has it
-// compiled.
-func (p *process) compile(ctx context.Context, m *program) (*os.File, error) {
+// compile returns what a module was compiled to; or has it compiled.
+func (p *process) compile(ctx context.Context, m *program) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
-	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compilerOf(p.spec))
+	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())
 	if err != nil {
 		return nil, err
 	}
 	span.SetAttributes(telemetry.CacheHit.Bool(a.Hit))
 	if span.SpanContext().IsValid() { // measured, be it sampled or not
-		if size, err := a.Size(); err == nil { // else the entry has just been dropped
-			span.SetAttributes(telemetry.CompiledSize.Int64(size))
-			telemetry.CacheLookup(ctx, a.Hit, m.id.Size, size)
-		}
+		span.SetAttributes(telemetry.CompiledSize.Int64(a.Size))
+		telemetry.CacheLookup(ctx, a.Hit, m.id.Size, a.Size)
 	}
-	return a.Dir, nil
+	return a, nil
 }
 
 // start lets the guest run. One of several at the same time gets to do it.

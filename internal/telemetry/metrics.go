@@ -19,6 +19,9 @@ type instruments struct {
 	lookups     metric.Int64Counter
 	moduleSizes metric.Int64Histogram
 	codeSizes   metric.Int64Histogram
+	corrupt     metric.Int64Counter
+	evicted     metric.Int64Counter
+	unusable    metric.Int64Counter
 	exits       metric.Int64Counter
 	peaks       metric.Int64Histogram
 	events      metric.Int64Counter
@@ -71,6 +74,9 @@ func newInstruments(m metric.Meter) (i instruments) {
 	i.lookups = counter(CacheLookups, "{lookup}", "Modules that were looked up in the compile cache.")
 	i.moduleSizes = sizes(CacheModuleSize, "Size of the modules that were looked up.")
 	i.codeSizes = sizes(CacheCodeSize, "Size of what they were compiled to.")
+	i.corrupt = counter(CacheCorruptions, "{entry}", "Entries of the compile cache that were not what had been written.")
+	i.evicted = counter(CacheEvictions, "{entry}", "Entries of the compile cache that were removed to make room.")
+	i.unusable = counter(CacheBypasses, "{lookup}", "Modules that were compiled for one use, as the compile cache could not be used.")
 	i.exits = counter(InstanceExits, "{exit}", "Guests that have ended.")
 	i.peaks = sizes(MemoryPeak, "Size that the linear memory of a guest had at its end, which is the largest it had.")
 	i.events = counter(EventDropped, "{event}", "Task events that containerd will never see.")
@@ -152,6 +158,22 @@ func CacheLookup(ctx context.Context, hit bool, module, code int64) {
 	i.lookups.Add(ctx, 1, attrs)
 	i.moduleSizes.Record(ctx, module, attrs)
 	i.codeSizes.Record(ctx, code, attrs)
+}
+
+// CacheCorrupt counts an entry of the compile cache that is not what was written, and says
+// so on the span of ctx.
+func CacheCorrupt(ctx context.Context) {
+	instrumentation().corrupt.Add(ctx, 1)
+	trace.SpanFromContext(ctx).AddEvent(EventCacheCorrupt)
+}
+
+// CacheEvicted counts an entry of the compile cache that is removed to make room.
+func CacheEvicted(ctx context.Context) { instrumentation().evicted.Add(ctx, 1) }
+
+// CacheUnusable counts a module that is compiled for one use, and says so on the span of ctx.
+func CacheUnusable(ctx context.Context) {
+	instrumentation().unusable.Add(ctx, 1)
+	trace.SpanFromContext(ctx).AddEvent(EventCacheBypassed)
 }
 
 // EventLost counts a task event that containerd will never see.

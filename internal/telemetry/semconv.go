@@ -97,6 +97,8 @@ const (
 	ModuleCompile = "module.compile"
 	// CompilerWait waits for somebody else who compiles the same module.
 	CompilerWait = "compiler.wait"
+	// CompilerQueue waits until fewer modules are compiled on the node.
+	CompilerQueue = "compiler.queue"
 	// LayerRead reads that layer from containerd's content store.
 	LayerRead = "layer.read"
 	// CompilerSpawn starts the compile process.
@@ -136,6 +138,12 @@ const (
 	EventKill = "kill"
 	// EventOOM is a process of the container killed by the kernel for want of memory.
 	EventOOM = "oom"
+	// EventCacheCorrupt is when an entry of the compile cache was found not to be what had
+	// been written, and dropped.
+	EventCacheCorrupt = "cache.corrupt"
+	// EventCacheBypassed is when a module has to be compiled for one use, as the cache
+	// cannot be used.
+	EventCacheBypassed = "cache.bypassed"
 	// EventExecsEnded is when the processes beside the container's first have ended.
 	EventExecsEnded = "execs.ended"
 	// EventExitRecorded is when the exit is on disk.
@@ -289,6 +297,14 @@ const (
 	CacheModuleSize = "wasm.cache.module.size"
 	// CacheCodeSize is the length of what they were compiled to. A histogram, By.
 	CacheCodeSize = "wasm.cache.code.size"
+	// CacheCorruptions are entries of the compile cache that were not what had been written,
+	// and were made anew. A counter, {entry}.
+	CacheCorruptions = "wasm.cache.corruptions"
+	// CacheEvictions are entries that were removed to make room. A counter, {entry}.
+	CacheEvictions = "wasm.cache.evictions"
+	// CacheBypasses are modules that were compiled for one use, as the cache could not be
+	// used. A counter, {lookup}.
+	CacheBypasses = "wasm.cache.bypasses"
 	// InstanceCount is how many guests run. An up-down counter, {instance}.
 	InstanceCount = "wasm.instance.count"
 	// InstanceExits are the guests that have ended. A counter, {exit}.

@@ -27,6 +27,9 @@ type keeper struct {
 	*os.Process
 }
 
+// keeperName is what a keeper is listed as.
+const keeperName = "wazero-scope-keeper"
+
 // startKeeper starts one. Nobody waits for it here: the shim's reaper does.
 func startKeeper() (*keeper, error) {
 	f, err := executable("keeper", keeperProgram())
@@ -40,7 +43,7 @@ func startKeeper() (*keeper, error) {
 		return nil, fmt.Errorf("keeper: close on exec: %w", err)
 	}
 	// In no directory that is to be unmounted.
-	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), []string{"wazero-scope-keeper"},
+	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), []string{keeperName},
 		&os.ProcAttr{Dir: "/", Env: []string{}, Sys: &syscall.SysProcAttr{Setsid: true}})
 	if err != nil {
 		return nil, fmt.Errorf("keeper: %w", err)
