@@ -4,6 +4,8 @@ GO          ?= go
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 TEST_FLAGS  ?=
+MODULE      ?=
+IMAGE_FLAGS ?=
 BENCH_FLAGS ?=
 FUZZTIME    ?= 20000x
 
@@ -42,6 +44,13 @@ build: $(shim) ## build the shim: one static binary in bin/
 $(shim): $(sources)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(ldflags)' -o $@ ./cmd/containerd-shim-wazero-v1
 
+image: bin/image ## make an OCI archive of a module: MODULE=app.wasm, and IMAGE_FLAGS='-form artifact -name ...'
+	@[ -n '$(MODULE)' ] || { echo 'make image: which one? MODULE=app.wasm'; exit 1; }
+	@bin/image $(IMAGE_FLAGS) $(MODULE)
+
+bin/image: $(wildcard tools/image/*.go) tools/image/go.mod tools/image/go.sum internal/module/entry.go
+	cd tools/image && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../$@ .
+
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
 
@@ -54,9 +63,10 @@ dist-check: | qemu ## build it twice, from two clones, one with nothing cached, 
 demo: build $(demo_containerd) bin/guests/probe.wasm ## run a module under a private containerd, print its trace; needs root
 	@$(GO) run ./test/demo -bin bin
 
-test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## run all tests, under a real containerd and the race detector; needs root
+test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) bin/image guests ## run all tests, under a real containerd and the race detector; needs root
 	@[ "$$(id -u)" = 0 ] || { echo 'make test: needs root, for containerd and mounts: run it with sudo'; exit 1; }
 	$(GO) vet ./...
+	cd tools/image && $(GO) vet . && $(GO) test -race -count=1 .
 	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 40m $(TEST_FLAGS) ./...
 	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 -doc docs/security.md bin/results/*.json)
 
@@ -65,7 +75,7 @@ test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/run
 # others is the guest, whose process is the ordinary one.
 once := IfTheEngineBroke|WithoutTheFilter|TheAttacksWork|TheSystemCallsThatPass|Installer|ANodeWithoutAConfiguration|ARestartThatFailed|InfiniteRecursion|AProgramNobodyHereWrote
 
-test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
+test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) bin/image guests ## the same tests on a shim built with the race detector; needs root
 	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 40m -skip '$(once)' $(TEST_FLAGS) ./test/
 
 # One whose instance processes run native code in place of the guest: the engine
@@ -108,6 +118,7 @@ lint: $(lint) | shellcheck ## run the linters
 	shellcheck -S warning deploy/install $$(grep -lE '^#!(/usr/bin/env bash|/bin/sh)' tools/* tools/*/* .ci/run 2>/dev/null)
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
+	cd tools/image && ../../$(lint) run ./...
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
 
 clean: ## remove what was built

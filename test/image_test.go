@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -9,10 +10,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	godigest "github.com/opencontainers/go-digest"
@@ -585,4 +591,207 @@ func TestImagesThatAPodPulls(t *testing.T) {
 		_, err := p.n.Pods().CreateContainer(p.ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 		wantError(t, err, nil, "parent snapshot", "does not exist")
 	})
+}
+
+// brokenContent is a node with a content store of the test's own, and an artifact in
+// it that has not been run yet, whose layer is broken.
+func brokenContent(t *testing.T, fault func(p []byte, off int64, n int) (int, error)) (*node.Node, *node.ContentStore, *box) {
+	t.Helper()
+	need(t)
+	dir, err := os.MkdirTemp("", "content") // short: its address has to fit
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	store, err := node.ServeContent(filepath.Join(dir, "content"), filepath.Join(dir, "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.Stop)
+	opts := options()
+	opts.ContentStore = filepath.Join(dir, "sock")
+	n := newNode(t, opts)
+	probe := guest(t, "probe.wasm")
+	img := artifact(t, n, cncf(moduleOf(probe)))
+	store.Break(godigest.FromBytes(probe), fault)
+	return n, store, bare(t, n, img, "app", "print", "x")
+}
+
+// What the content store has is run only if it is the layer.
+func TestALayerThatTheContentStoreHasWrong(t *testing.T) {
+	flip := true
+	n, _, b := brokenContent(t, func(p []byte, off int64, n int) (int, error) {
+		if flip && off == 0 {
+			p[n/2] ^= 1
+		}
+		return n, nil
+	})
+	before := traces(t, n)
+	wantError(t, b.create(), errdefs.ErrInvalidArgument, "entry point app", "does not match the digest")
+	leaves(t, n, before)
+	flip = false
+	if got := b.live(t); got != 0 || b.stdout.String() != "x\n" {
+		t.Errorf("once it is right: exit status %d, printed %q", got, b.stdout)
+	}
+	// It is compiled by now, and its bytes are not asked for again.
+	flip = true
+	b = bare(t, n, mustImage(t, n, b), "app", "print", "y")
+	if got := b.live(t); got != 0 || b.stdout.String() != "y\n" {
+		t.Errorf("once it is compiled: exit status %d, printed %q", got, b.stdout)
+	}
+}
+
+func mustImage(t *testing.T, n *node.Node, b *box) containerd.Image {
+	t.Helper()
+	info, err := b.Info(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := n.Client.GetImage(b.ctx, info.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// The content store goes away while a layer is read of it.
+func TestAContentStoreThatGoesAway(t *testing.T) {
+	gate := func() (func([]byte, int64, int) (int, error), chan struct{}, chan struct{}) {
+		asked, release := make(chan struct{}, 100), make(chan struct{})
+		return func(_ []byte, _ int64, n int) (int, error) {
+			asked <- struct{}{}
+			<-release
+			return n, nil
+		}, asked, release
+	}
+	creating := func(b *box) chan error {
+		done := make(chan error, 1)
+		go func() { done <- b.create() }()
+		return done
+	}
+	t.Run("the plugin dies", func(t *testing.T) {
+		fault, asked, release := gate()
+		n, store, b := brokenContent(t, fault)
+		before := traces(t, n)
+		done := creating(b)
+		<-asked
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); store.Stop() }()
+		wantError(t, <-done, nil, "entry point app", "layer sha256:")
+		close(release)
+		<-stopped
+		leaves(t, n, before)
+	})
+	t.Run("containerd is killed", func(t *testing.T) {
+		fault, asked, release := gate()
+		n, _, b := brokenContent(t, fault)
+		before := traces(t, n)
+		done := creating(b)
+		<-asked
+		if err := n.Halt(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err == nil {
+			t.Error("created by a containerd that is dead")
+		}
+		close(release)
+		if err := n.Boot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		leaves(t, n, before)
+	})
+	t.Run("containerd is stopped, and goes on", func(t *testing.T) {
+		fault, asked, release := gate()
+		n, _, b := brokenContent(t, fault)
+		done := creating(b)
+		<-asked
+		if err := syscall.Kill(n.Pid(), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		select {
+		case err := <-done:
+			t.Errorf("created while containerd stands still: %v", err)
+		case <-time.After(300 * time.Millisecond):
+		}
+		if err := syscall.Kill(n.Pid(), syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		b.mustStart(t)
+		if got := b.exit(t); got != 0 || b.stdout.String() != "x\n" {
+			t.Errorf("exit status %d, printed %q", got, b.stdout)
+		}
+	})
+	t.Run("the client gives up", func(t *testing.T) {
+		fault, asked, release := gate()
+		n, _, b := brokenContent(t, fault)
+		before := traces(t, n)
+		ctx, cancel := context.WithCancel(b.ctx)
+		done := make(chan error, 1)
+		go func() {
+			task, err := b.NewTask(ctx, cio.NullIO)
+			b.task = task
+			done <- err
+		}()
+		<-asked
+		cancel()
+		if err := <-done; err == nil {
+			t.Error("created, though nobody waits for it")
+		}
+		close(release)
+		leaves(t, n, before)
+	})
+	t.Run("the image is removed", func(t *testing.T) {
+		fault, asked, release := gate()
+		n, _, b := brokenContent(t, fault)
+		before := traces(t, n)
+		done := creating(b)
+		<-asked
+		// With its layers: the collector is waited for. A plugin has it open for each
+		// piece anew, other than containerd's own store.
+		if err := n.Client.ImageService().Delete(b.ctx, mustImage(t, n, b).Name(), images.SynchronousDelete()); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		wantError(t, <-done, errdefs.ErrFailedPrecondition, "entry point app", "layer sha256:", "not found")
+		leaves(t, n, before)
+	})
+}
+
+// A layer shows in the trace of its container, which containerd's own part of it is in.
+func TestTheTraceOfALayer(t *testing.T) {
+	n := useNode(t)
+	data := another(guest(t, "hello.wasm"), newID(t))
+	img := artifact(t, n, cncf(moduleOf(data)))
+	for _, first := range []bool{true, false} {
+		b := bare(t, n, img, "app")
+		if got := b.live(t); got != 0 {
+			t.Fatalf("exit status %d: %s", got, b.stderr)
+		}
+		names := []string{"module.resolve", "image.resolve", "module.compile", "module.load", "task.delete"}
+		if first {
+			names = append(names, "layer.read", "module.translate")
+		}
+		got := trace(t, spans, b.ID(), names...)
+		checkTree(t, got, b.ID())
+		if _, read := got["layer.read"]; read != first {
+			t.Errorf("layer.read: %v, want %v", read, first)
+		}
+		if a := got["module.resolve"].Attrs; a["wasm.module.source"] != "layer" || a["wasm.module.path"] != "" || a["wasm.module.digest"] != godigest.FromBytes(data).String() || a["wasm.module.size"] != strconv.Itoa(len(data)) {
+			t.Errorf("module.resolve: %v", a)
+		}
+		t.Logf("image.resolve %v", got["image.resolve"].End.Sub(got["image.resolve"].Start))
+		asked := 0
+		for _, s := range spans.Trace(got["task.create"].TraceID) {
+			if strings.HasPrefix(s.Name, "containerd.services.content.v1.Content/") {
+				asked++
+			}
+		}
+		if asked == 0 {
+			t.Error("the trace has nothing of what containerd was asked for")
+		}
+	}
 }

@@ -61,6 +61,19 @@ func TestContract35AllVersionsOfContainerdInUse(t *testing.T) {
 					}
 				}
 			})
+			t.Run("a module that is a layer", func(t *testing.T) {
+				img := artifact(t, n, layered(linuxPlatform, moduleOf(guest(t, "probe.wasm"))))
+				id := newID(t)
+				groups = append(groups, id)
+				if out, status := ctrRun(t, n, img.Name(), id, "app", "args"); status != 0 || !strings.HasSuffix(out, "args: [\"app\" \"args\"]\n") {
+					t.Errorf("exit status %d, printed %q", status, out)
+				}
+				b := bare(t, n, artifact(t, n, cncf(moduleOf(guest(t, "trap.wasm")))), "app")
+				groups = append(groups, b.ID())
+				if got := b.live(t); got != 134 {
+					t.Errorf("exit status %d, want 134", got)
+				}
+			})
 			t.Run("kill and the events", func(t *testing.T) {
 				rec := record(t, n)
 				b := container(t, n, spin, args("/app.wasm"))

@@ -70,8 +70,8 @@ func TestWhatIsNotTheLayerIsAnError(t *testing.T) {
 		fault func(p []byte, off int64, n int) (int, error)
 		want  string
 	}{
-		{"a bit is flipped", func(p []byte, off int64, n int) (int, error) { p[0] ^= 1; return n, nil }, "does not match the digest"},
-		{"it is cut short", func(_ []byte, off int64, n int) (int, error) { return n / 2, io.EOF }, "its descriptor says 3200000"},
+		{"a bit is flipped", func(p []byte, _ int64, n int) (int, error) { p[0] ^= 1; return n, nil }, "does not match the digest"},
+		{"it is cut short", func(_ []byte, _ int64, n int) (int, error) { return n / 2, io.EOF }, "its descriptor says 3200000"},
 		{"there is none of it", func([]byte, int64, int) (int, error) { return 0, io.EOF }, "has 0 bytes of it"},
 		{"it cannot be read", func([]byte, int64, int) (int, error) { return 0, errors.New("bad sector") }, "bad sector"},
 		{"it cannot be read to its end", func(_ []byte, off int64, n int) (int, error) {
@@ -173,6 +173,19 @@ func TestAStoreThatGoesAway(t *testing.T) {
 		reason := errors.New("given up")
 		cancel(reason)
 		wantError(t, <-done, reason)
+	})
+	t.Run("that removes it in the middle", func(t *testing.T) {
+		s, c, m, _ := store(t)
+		asked, release := reading(s, m)
+		done := open(t.Context(), c, m, t.TempDir())
+		<-asked
+		if err := s.Delete(t.Context(), m.Digest); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("that is not there", func(t *testing.T) {
 		c, err := NewClient("/no/such/socket", "test")

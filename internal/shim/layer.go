@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -20,7 +21,7 @@ type program struct {
 	entry module.Entry
 	id    module.Identity
 	open  module.Opener
-	close func() error
+	close io.Closer // once it has been compiled, or not
 }
 
 // A layer is the module of a container whose image has it as a layer. Its processes
@@ -94,5 +95,5 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, er
 		}
 		return f, nil
 	}
-	return &program{entry, id, open, client.Close}, nil
+	return &program{entry, id, open, client}, nil
 }

@@ -267,7 +267,7 @@ func (r *runnable) end() {
 	if r.file != nil {
 		r.file.Close()
 	}
-	_ = r.close() // it was only read
+	_ = r.program.close.Close() // it was only read
 }
 
 // module is the process's. The caller verifies what is compiled, and ends it.
@@ -334,7 +334,7 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, 
 		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
+	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f}, nil
 }
 
 // compile returns what a module was compiled to; or has it compiled.
