@@ -38,7 +38,7 @@ help: ## list the targets
 build: $(shim) ## build the shim: one static binary in bin/
 
 $(shim): $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(entry) -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)' -o $@ ./cmd/containerd-shim-wazero-v1
+	GO='$(GO)' tools/build-shim $@ '-s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)'
 
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
