@@ -15,7 +15,7 @@ module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
 # The kernel enters the program there: see internal/shim/gone.
 entry   := -E containerd_shim_wazero_entry
-ldflags := -s -w $(entry) -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)
+ldflags := -s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)
 sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum
 
 # The pinned programs that tests, demo and benchmark use; each has a module of
@@ -42,7 +42,7 @@ help: ## list the targets
 build: $(shim) ## build the shim: one static binary in bin/
 
 $(shim): $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(ldflags)' -o $@ ./cmd/containerd-shim-wazero-v1
+	GO='$(GO)' tools/build-shim $@ '$(ldflags)'
 
 image: bin/image ## make an OCI archive of a module: MODULE=app.wasm, and IMAGE_FLAGS='-form artifact -name ...'
 	@[ -n '$(MODULE)' ] || { echo 'make image: which one? MODULE=app.wasm'; exit 1; }

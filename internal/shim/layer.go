@@ -16,8 +16,8 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
-// A program is the module that a process is to run.
-type program struct {
+// A found is the module that a process is to run.
+type found struct {
 	entry module.Entry
 	id    module.Identity
 	open  module.Opener
@@ -35,7 +35,7 @@ type layer struct {
 // of the container's image, if that has a module for one. Else it returns notFound.
 //
 // See "What does an artifact's first argument name?".
-func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, err error) {
+func (p *process) findLayer(ctx context.Context, notFound error) (_ *found, err error) {
 	c := p.container
 	notFound = fmt.Errorf("%w: %w", notFound, errdefs.ErrInvalidArgument)
 	entry, err := module.LayerEntry(p.spec.Args[0])
@@ -95,5 +95,5 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *program, er
 		}
 		return f, nil
 	}
-	return &program{entry, id, open, client}, nil
+	return &found{entry, id, open, client}, nil
 }

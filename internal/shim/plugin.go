@@ -28,6 +28,7 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/program"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -95,7 +96,14 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	stage, err := sandbox.NewStage(executable, programName(instance.RoleInstance), programName(instance.RoleCompile))
+	instances, err := program.Install(filepath.Join(stateDir(bundle), "bin"))
+	if err != nil {
+		log.L.WithError(err).Warn("instances will start slower, from the shim's own program")
+	}
+	if instances == "" {
+		instances = executable
+	}
+	stage, err := sandbox.NewStage(instances, programName(instance.RoleInstance), programName(instance.RoleCompile))
 	if err != nil {
 		return nil, err
 	}
