@@ -58,13 +58,8 @@ test: build bin/attack/containerd-shim-wazero-v1 $(containerd) $(others) bin/run
 	TEST_ROOT=1 $(GO) run ./test/contract -o bin/results/test.json $(GO) test -json -race -count=1 -timeout 40m $(TEST_FLAGS) ./...
 	$(if $(TEST_FLAGS),,@$(GO) run ./test/contract -points 37 -doc docs/security.md bin/results/*.json)
 
-# Those that would do nothing else on a shim with the race detector: the engine that is
-# broken has a shim of its own, the installer only copies one, and what takes long in the
-# others is the guest, whose process is the ordinary one.
-once := IfTheEngineBroke|WithoutTheFilter|TheAttacksWork|TheSystemCallsThatPass|Installer|ANodeWithoutAConfiguration|ARestartThatFailed|InfiniteRecursion|AProgramNobodyHereWrote
-
 test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-wazero-v1 $(containerd) $(others) bin/runc $(cni) guests ## the same tests on a shim built with the race detector; needs root
-	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 40m -skip '$(once)' $(TEST_FLAGS) ./test/
+	TEST_ROOT=1 TEST_SHIM=$(CURDIR)/bin/race $(GO) test -count=1 -timeout 40m $(TEST_FLAGS) ./test/
 
 # One whose instance processes run native code in place of the guest: the engine
 # is broken, and what holds are the walls.
@@ -107,6 +102,12 @@ lint: $(lint) | shellcheck ## run the linters
 	$(lint) run ./...
 	cd test/kubernetes && ../../$(lint) run ./...
 	cd bindings/go && ../../$(lint) run ./... && GOOS=wasip1 GOARCH=wasm ../../$(lint) run ./...
+
+# Those that would do nothing else on a shim with the race detector: the engine that is
+# broken has a shim of its own, the installer only copies one, and what takes long in the
+# others is the guest, whose process is the ordinary one.
+once := IfTheEngineBroke|WithoutTheFilter|TheAttacksWork|TheSystemCallsThatPass|Installer|ANodeWithoutAConfiguration|ARestartThatFailed|InfiniteRecursion|AProgramNobodyHereWrote
+test-race: TEST_FLAGS += -skip '$(once)'
 
 clean: ## remove what was built
 	rm -rf bin dist
@@ -204,5 +205,6 @@ picture: build $(containerd) bin/jaeger bin/guests/probe.wasm ## trace a contain
 	cd test && TEST_ROOT=1 TEST_JAEGER=1 TEST_JAEGER_TRACE=$(CURDIR)/docs/trace.json $(GO) test -count=1 -run 'JaegerHasTheWholeLife.*/grpc' .
 	$(GO) run ./test/picture docs/trace.json >docs/trace.svg
 
-.PHONY: help build install dist dist-check demo test test-arm64 test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp qemu shellcheck
+.PHONY: help build install demo test test-race test-cgroup2 test-selinux test-kubernetes test-jaeger transcript picture fuzz bench lint clean guests wabt clang rust cc busybox seccomp
+.PHONY: dist dist-check test-arm64 qemu shellcheck
 .DEFAULT_GOAL := help

@@ -105,7 +105,8 @@ func Start(ctx context.Context, opts Options) (_ *Node, err error) {
 	} else if err := text.Execute(&head, map[string]string{"Dir": dir}); err != nil {
 		return nil, err
 	}
-	values := map[string]any{"Dir": dir, "Head": head.String(), "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
+	values := map[string]any{"Dir": dir, "ShimEnv": opts.ShimEnv, "Old": opts.Version == "1.7", "CRI": opts.CRI}
+	values["Head"] = head.String()
 	if n.ownSockets() {
 		values["SocketDir"] = n.SocketDir()
 	}
