@@ -143,8 +143,8 @@ func (c *compiler) compileIn(ctx context.Context, locks *compileLocks, group *cg
 	}
 	var p *child
 	var kills uint64
-	err = telemetry.Stage(ctx, telemetry.CompilerSpawn, func(ctx context.Context) error {
-		if err := locks.take(ctx, 0); err != nil {
+	err = telemetry.Stage(ctx, telemetry.CompilerSpawn, func(spawning context.Context) error {
+		if err := locks.take(spawning, 0); err != nil {
 			return err
 		}
 		defer locks.release(0)
