@@ -11,6 +11,8 @@ version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 revision := $(shell git rev-parse HEAD 2>/dev/null)
 module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
+# The kernel enters the program there: see internal/shim/gone.
+entry   := -E containerd_shim_wazero_entry
 sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum
 
 # The pinned programs that tests, demo and benchmark use; each has a module of
@@ -36,7 +38,7 @@ help: ## list the targets
 build: $(shim) ## build the shim: one static binary in bin/
 
 $(shim): $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)' -o $@ ./cmd/containerd-shim-wazero-v1
+	GO='$(GO)' tools/build-shim $@ '-s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)'
 
 install: build ## install it below PREFIX (/usr/local), as root; DESTDIR is heeded
 	install -D -m 0755 $(shim) $(DESTDIR)$(PREFIX)/bin/containerd-shim-wazero-v1
@@ -56,7 +58,7 @@ test-race: build bin/attack/containerd-shim-wazero-v1 bin/race/containerd-shim-w
 # One whose instance processes run native code in place of the guest: the engine
 # is broken, and what holds are the walls.
 bin/attack/containerd-shim-wazero-v1: $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -tags attack -o $@ ./cmd/containerd-shim-wazero-v1
+	CGO_ENABLED=0 $(GO) build -trimpath -tags attack -ldflags '$(entry)' -o $@ ./cmd/containerd-shim-wazero-v1
 
 bin/race/containerd-shim-wazero-v1: $(sources) | cc
 	CGO_ENABLED=1 $(GO) build -race -o $@ ./cmd/containerd-shim-wazero-v1
@@ -125,7 +127,7 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 
 # What the benchmark compares with, to see what the walls cost.
 bin/nowalls/containerd-shim-wazero-v1: $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w' -o $@ ./cmd/containerd-shim-wazero-v1
+	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w $(entry)' -o $@ ./cmd/containerd-shim-wazero-v1
 
 guests: $(guests)
 

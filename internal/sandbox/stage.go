@@ -61,7 +61,11 @@ func cloneProgram(path string) (int, error) {
 	if err != nil {
 		return -1, &os.PathError{Op: "clone program", Path: path, Err: needsKernel(err)}
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV,
+		Attr_clr:    unix.MOUNT_ATTR_NOEXEC, // as the file system with containerd's root directory may be mounted
+		Propagation: unix.MS_PRIVATE,
+	}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		unix.Close(fd)
 		return -1, &os.PathError{Op: "clone program", Path: path, Err: needsKernel(err)}

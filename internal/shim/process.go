@@ -255,7 +255,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 
 // A runnable is the module of a process as its engine wants it: compiled, or as it is.
 type runnable struct {
-	*program
+	*located
 	artifact *module.Artifact // nil for an interpreter
 	file     *os.File         // nil for a compiler
 }
@@ -279,7 +279,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 	r = &runnable{}
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
 		trace.SpanFromContext(ctx).SetAttributes(telemetry.Engine.String(string(engine)))
-		r.program, err = p.resolve(ctx, walls)
+		r.located, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
@@ -289,7 +289,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 		r.file, err = r.open(ctx)
 	} else {
 		err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-			r.artifact, err = p.compile(ctx, r.program)
+			r.artifact, err = p.compile(ctx, r.located)
 			return err
 		})
 	}
@@ -302,7 +302,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 
 // resolve finds the module, and reads it for its digest if it is a file. The caller
 // closes it.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, error) {
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*located, error) {
 	entry, f, err := findEntry(ctx, walls.Open, p.spec)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p.findLayer(ctx, err)
@@ -334,11 +334,11 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*program, 
 		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return &program{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
+	return &located{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f.Close}, nil
 }
 
 // compile returns what a module was compiled to; or has it compiled.
-func (p *process) compile(ctx context.Context, m *program) (*module.Artifact, error) {
+func (p *process) compile(ctx context.Context, m *located) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
 	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())

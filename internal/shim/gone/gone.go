@@ -4,8 +4,14 @@
 // containerd runs the program with `delete` not only after a crash but after
 // every regular end of a shim too. There is nothing left to do then, and starting
 // up to find that out takes as long as half a container. So a shim leaves the
-// answer in the bundle, and this package gives it before the packages that
-// everything else needs are initialised: it imports nothing that would delay it.
+// answer in the bundle, and this package gives it before the Go runtime starts: it
+// has the program's entry point, to be linked with
+//
+//	-ldflags '-E containerd_shim_wazero_entry'
+//
+// Whatever that does not know how to answer is left to the runtime's own entry
+// point, and so to init, which does the same and is all that a program has that was
+// linked without.
 package gone
 
 import (
@@ -27,7 +33,7 @@ func init() {
 		return
 	}
 	answer, err := os.ReadFile(filepath.Join(bundle, file))
-	if err != nil {
+	if err != nil || len(answer) == 0 {
 		return // there may be something left to do
 	}
 	if _, err := os.Stdout.Write(answer); err != nil {

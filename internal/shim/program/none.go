@@ -1,0 +1,5 @@
+//go:build !embedded
+
+package program
+
+var embedded payload
