@@ -26,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/image"
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/sandbox"
 )
@@ -302,7 +301,7 @@ func (c *command) runCompile(ctx context.Context, args []string) error {
 		return err
 	}
 	defer startReaper()()
-	stage, err := sandbox.NewStage(executable, programName(instance.RoleInstance), programName(instance.RoleCompile))
+	stage, err := newStage(state)
 	if err != nil {
 		return err
 	}

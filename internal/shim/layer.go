@@ -16,8 +16,8 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
-// A found is the module that a process is to run.
-type found struct {
+// What is located is the module that a process is to run.
+type located struct {
 	entry module.Entry
 	id    module.Identity
 	open  module.Opener
@@ -31,11 +31,11 @@ type layer struct {
 	name string
 }
 
-// findLayer is the program of a process whose first argument names no file: a layer
+// findLayer is the module of a process whose first argument names no file: a layer
 // of the container's image, if that has a module for one. Else it returns notFound.
 //
 // See "What does an artifact's first argument name?".
-func (p *process) findLayer(ctx context.Context, notFound error) (_ *found, err error) {
+func (p *process) findLayer(ctx context.Context, notFound error) (_ *located, err error) {
 	c := p.container
 	notFound = fmt.Errorf("%w: %w", notFound, errdefs.ErrInvalidArgument)
 	entry, err := module.LayerEntry(p.spec.Args[0])
@@ -95,5 +95,5 @@ func (p *process) findLayer(ctx context.Context, notFound error) (_ *found, err 
 		}
 		return f, nil
 	}
-	return &found{entry, id, open, client}, nil
+	return &located{entry, id, open, client}, nil
 }

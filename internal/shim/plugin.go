@@ -96,14 +96,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	instances, err := program.Install(filepath.Join(stateDir(bundle), "bin"))
-	if err != nil {
-		log.L.WithError(err).Warn("instances will start slower, from the shim's own program")
-	}
-	if instances == "" {
-		instances = executable
-	}
-	stage, err := sandbox.NewStage(instances, programName(instance.RoleInstance), programName(instance.RoleCompile))
+	stage, err := newStage(state)
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +144,19 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		s = newTracedService(s, provider, namespace, task.identify)
 	}
 	return &plugin{service: s}, nil
+}
+
+// newStage is for instance and compile processes, whose program is below the [stateDir]
+// that is given.
+func newStage(state string) (*sandbox.Stage, error) {
+	instances, err := program.Install(filepath.Join(state, "bin"))
+	if err != nil {
+		log.L.WithError(err).Warn("instances will start slower, from the shim's own program")
+	}
+	if instances == "" {
+		instances = executable
+	}
+	return sandbox.NewStage(instances, programName(instance.RoleInstance), programName(instance.RoleCompile))
 }
 
 // newCache is the compile cache of the node whose [stateDir] is given.

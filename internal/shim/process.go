@@ -255,7 +255,7 @@ func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) er
 
 // A runnable is the module of a process as its engine wants it: compiled, or as it is.
 type runnable struct {
-	*found
+	*located
 	artifact *module.Artifact // nil for an interpreter
 	file     *os.File         // nil for a compiler
 }
@@ -267,7 +267,7 @@ func (r *runnable) end() {
 	if r.file != nil {
 		r.file.Close()
 	}
-	_ = r.found.close.Close() // it was only read
+	_ = r.located.close.Close() // it was only read
 }
 
 // module is the process's. The caller verifies what is compiled, and ends it.
@@ -279,7 +279,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 	r = &runnable{}
 	err = telemetry.Stage(ctx, telemetry.ModuleResolve, func(ctx context.Context) (err error) {
 		trace.SpanFromContext(ctx).SetAttributes(telemetry.Engine.String(string(engine)))
-		r.found, err = p.resolve(ctx, walls)
+		r.located, err = p.resolve(ctx, walls)
 		return err
 	})
 	if err != nil {
@@ -289,7 +289,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 		r.file, err = r.open(ctx)
 	} else {
 		err = telemetry.Stage(ctx, telemetry.ModuleCompile, func(ctx context.Context) (err error) {
-			r.artifact, err = p.compile(ctx, r.found)
+			r.artifact, err = p.compile(ctx, r.located)
 			return err
 		})
 	}
@@ -302,7 +302,7 @@ func (p *process) module(ctx context.Context, walls *sandbox.Walls) (r *runnable
 
 // resolve finds the module, and reads it for its digest if it is a file. The caller
 // closes it.
-func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*found, error) {
+func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*located, error) {
 	entry, f, err := findEntry(ctx, walls.Open, p.spec)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p.findLayer(ctx, err)
@@ -334,11 +334,11 @@ func (p *process) resolve(ctx context.Context, walls *sandbox.Walls) (*found, er
 		return nil, fmt.Errorf("entry point %s: %w", entry.Path, err)
 	}
 	span.SetAttributes(telemetry.ModuleDigest.String(id.Digest), telemetry.ModuleSize.Int64(id.Size))
-	return &found{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f}, nil
+	return &located{entry, id, func(context.Context) (*os.File, error) { return f, nil }, f}, nil
 }
 
 // compile returns what a module was compiled to; or has it compiled.
-func (p *process) compile(ctx context.Context, m *found) (*module.Artifact, error) {
+func (p *process) compile(ctx context.Context, m *located) (*module.Artifact, error) {
 	span := trace.SpanFromContext(ctx)
 	span.SetAttributes(telemetry.ModuleDigest.String(m.id.Digest), telemetry.ModuleSize.Int64(m.id.Size))
 	a, err := p.container.host.cache.Get(ctx, m.id, m.open, p.container.compiler(p.spec), p.container.bundle.spare())
