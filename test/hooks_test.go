@@ -313,7 +313,7 @@ func TestContract11ACreateThatIsTriedAgainRunsItsHooksAgain(t *testing.T) {
 	n := newNode(t, options())
 	img := app(t, n, "probe.wasm")
 	run(t, n, img, args("/app.wasm"))
-	files, err := filepath.Glob(filepath.Join(n.Dir, "root/io.containerd.wazero.v1/modules/*/code"))
+	files, err := filepath.Glob(filepath.Join(n.Dir, "root/io.containerd.wazero.v1/modules/*/code/code"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v, %v", files, err)
 	}

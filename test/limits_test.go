@@ -128,7 +128,7 @@ func TestALimitThatAModuleCannotRunWithIsAnErrorOfCreate(t *testing.T) {
 		b.remove()
 	})
 	t.Run("it cannot be loaded", func(t *testing.T) {
-		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm"), withMemory(8)) // of 27
+		b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm"), interpreted, withMemory(8)) // compiled, that would do
 		wantError(t, b.create(), errdefs.ErrInvalidArgument, "memory limit", "8388608")
 		b.remove()
 	})
