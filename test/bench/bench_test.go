@@ -336,7 +336,7 @@ func TestOutputFilesAreReadAsTheyWereWritten(t *testing.T) {
 	if v := got.of("start", runcC, 0, total); !slices.Equal(v, []float64{1}) || len(got.of("start", tiny, 0, total)) != 0 {
 		t.Errorf("of a section that two files have the samples are %v, want the second's only", v)
 	}
-	if v := got.of("rate", tiny, 4, "rate"); !slices.Equal(v, []float64{21}) || len(got.spans) != len(r.spans) || got.Machine[0].Value != "another" {
+	if v := got.of("rate", tiny, 4, "rate"); !slices.Equal(v, []float64{21}) || len(got.spans) != len(r.spans) || got.Machine[0].Value != "one; another" {
 		t.Errorf("what only the first has is gone: %v, %d spans, %v", v, len(got.spans), got.Machine)
 	}
 	for name, text := range map[string]string{"empty": "", "no JSON": "x", "another": `{"flags":1}`, "cut": `{"machine":[{"Name":"a","Value":"b"}]}` + "\n" + `{"sample":{"sec`} {

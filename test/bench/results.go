@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -132,6 +133,22 @@ func (r *results) save(name string) error {
 	return cmp.Or(err, f.Close())
 }
 
+// with is a machine with what another run says of it: of a fact that is not the same
+// both.
+func (m machine) with(other machine) machine {
+	m = slices.Clone(m)
+	for _, f := range other {
+		i := slices.IndexFunc(m, func(have fact) bool { return have.Name == f.Name })
+		switch {
+		case i < 0:
+			m = append(m, f)
+		case !slices.Contains(strings.Split(m[i].Value, "; "), f.Value):
+			m[i].Value += "; " + f.Value
+		}
+	}
+	return m
+}
+
 // load reads files that were saved: of a section that several have, the last one's.
 func load(names ...string) (*results, error) {
 	all := &results{}
@@ -140,7 +157,7 @@ func load(names ...string) (*results, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		all.Machine = one.Machine
+		all.Machine = all.Machine.with(one.Machine)
 		all.samples = slices.DeleteFunc(all.samples, func(s *sample) bool { return one.has(s.Section) })
 		if len(one.spans) > 0 {
 			all.spans = nil
