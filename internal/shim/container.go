@@ -424,6 +424,20 @@ func (c *container) release() error {
 	return errors.Join(append(errs, c.init.release())...)
 }
 
+// unmount removes every mount at path, and those below.
+func unmount(path string) error {
+	for {
+		switch err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); {
+		case err == nil: // there may be another one below it
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return nil
+		default:
+			// It has mounts of its own, say. To find them is to read all of the machine's.
+			return mount.UnmountRecursive(path, unix.UMOUNT_NOFOLLOW)
+		}
+	}
+}
+
 // tearDownTimeout bounds a removal; containerd gives up on it after a while.
 const tearDownTimeout = 10 * time.Second
 
@@ -436,17 +450,25 @@ func (c *container) tearDown(ctx context.Context) error {
 	if c.init != nil {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.StdioClose, func(context.Context) error { return c.release() }))
 	}
+	// Neither has to do with the other, and both wait for the kernel.
+	var cgroupGone chan error
+	if c.cgroup != nil {
+		cgroupGone = make(chan error, 1)
+		go func() {
+			cgroupGone <- telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() })
+		}()
+	}
 	if c.mounted {
 		errs = append(errs, telemetry.Stage(ctx, telemetry.RootfsUnmount, func(context.Context) error {
-			if err := mount.UnmountRecursive(c.bundle.mountpoint(), unix.UMOUNT_NOFOLLOW); err != nil {
+			if err := unmount(c.bundle.mountpoint()); err != nil {
 				return fmt.Errorf("unmount root file system: %w", err)
 			}
 			c.mounted = false
 			return nil
 		}))
 	}
-	if c.cgroup != nil {
-		errs = append(errs, telemetry.Stage(ctx, telemetry.CgroupDestroy, func(context.Context) error { return c.cgroup.Destroy() }))
+	if cgroupGone != nil {
+		errs = append(errs, <-cgroupGone)
 	}
 	c.poststop(ctx)
 	c.end(nil)

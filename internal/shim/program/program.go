@@ -7,6 +7,7 @@
 package program
 
 import (
+	"bufio"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,6 +28,9 @@ const (
 	// kept are how many programs of other versions stay: a node may have several in
 	// use at a time. A process that runs one whose file is gone is none the worse.
 	kept = 4
+	// writeSize is how much is written at a time, bytes: the page cache keeps what
+	// is written together in larger pieces, of which a process starts faster.
+	writeSize = 2 << 20
 )
 
 // Install returns the path of the program, in dir, where the first shim of a version
@@ -114,7 +118,11 @@ func (p payload) write(path, sum string) (err error) {
 		return err
 	}
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(f, h), r); err != nil { //nolint:gosec // it is our own
+	w := bufio.NewWriterSize(f, writeSize)
+	if _, err := io.Copy(io.MultiWriter(w, h), r); err != nil { //nolint:gosec // it is our own
+		return err
+	}
+	if err := w.Flush(); err != nil {
 		return err
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != sum {
