@@ -115,6 +115,7 @@ func main() {
 	case flag.NArg() > 0:
 		err = fmt.Errorf("%q: there are no arguments but with -write", flag.Args())
 	default:
+		signal.Ignore(syscall.SIGPIPE) // whoever reads may leave; the containers are ended all the same
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		err = report(ctx, s, *bin, *guests, *only, *out)

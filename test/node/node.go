@@ -175,6 +175,9 @@ func (n *Node) Boot(ctx context.Context) error {
 	n.cmd = exec.Command(n.Tool(name), args...)
 	n.cmd.Env = append(append(os.Environ(), "PATH="+n.searchPath()), n.opts.Env...)
 	n.cmd.Stdout, n.cmd.Stderr = logfile, logfile
+	// What a terminal or timeout(1) sends to all of this program's group is for this
+	// program: it ends its containers first, and containerd then.
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := n.cmd.Start(); err != nil {
 		return err
 	}
