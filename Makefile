@@ -16,7 +16,7 @@ shim    := bin/containerd-shim-wazero-v1
 # The kernel enters the program there: see internal/shim/gone.
 entry   := -E containerd_shim_wazero_entry
 ldflags := -s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)
-sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum
+sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum tools/build-shim
 
 # The pinned programs that tests, demo and benchmark use; each has a module of
 # its own below tools/, which keeps them out of the shim's go.mod.
@@ -157,11 +157,11 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 
 # What the benchmark compares with, to see what the walls cost.
 bin/nowalls/containerd-shim-wazero-v1: $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -tags nowalls -ldflags '-s -w $(entry)' -o $@ ./cmd/containerd-shim-wazero-v1
+	GO='$(GO)' tools/build-shim $@ '-s -w' nowalls
 
 # The shim as it is shipped, with the symbols that say what is in it.
 bin/symbols/containerd-shim-wazero-v1: $(sources)
-	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./cmd/containerd-shim-wazero-v1
+	GO='$(GO)' tools/build-shim $@ ''
 
 performance: ## put what "make bench" has measured into the documentation
 	@$(GO) run ./test/bench -write docs/performance.md,README.md $(or $(BENCH_OUTPUT),bin/bench.jsonl)

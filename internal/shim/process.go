@@ -267,7 +267,7 @@ func (r *runnable) end() {
 	if r.file != nil {
 		r.file.Close()
 	}
-	_ = r.located.close.Close() // it was only read
+	_ = r.close.Close() // it was only read
 }
 
 // module is the process's. The caller verifies what is compiled, and ends it.
