@@ -114,11 +114,11 @@ func writeEntry(ctx context.Context, dir string, code []byte) error {
 	given, image, err := module.Strip(code)
 	var h *codeHeader
 	if err == nil {
-		h, err = probe(ctx, given, compiled)
+		h, err = tryEntry(ctx, given, compiled)
 	}
 	if err != nil { // then the engine shall have all of it
 		given, image = code, nil
-		if h, err = probe(ctx, given, compiled); err != nil {
+		if h, err = tryEntry(ctx, given, compiled); err != nil {
 			return &Error{Text: fmt.Sprintf("compiled code cannot be loaded: %v", err), Kind: Internal}
 		}
 	}
@@ -152,10 +152,10 @@ func translate(ctx context.Context, code []byte) (compiled *bytes.Reader, err er
 	return compiled, nil
 }
 
-// probe loads the module with what it was compiled to as an instance process would,
+// tryEntry loads the module with what it was compiled to as an instance process would,
 // and tells where in that the machine code is, of which no more is known here than
 // that it is the longest part. The result has no image yet, and no checksum.
-func probe(ctx context.Context, given []byte, compiled *bytes.Reader) (*codeHeader, error) {
+func tryEntry(ctx context.Context, given []byte, compiled *bytes.Reader) (*codeHeader, error) {
 	h := &codeHeader{Size: uint64(compiled.Size())}
 	asked := 0
 	r, err := newRuntime(ctx, &codeCache{

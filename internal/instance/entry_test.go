@@ -73,7 +73,7 @@ func asEntries(t *testing.T) instantiator {
 		// An engine is to be given one entry only: to this one, which needs all that a
 		// script links, what was stripped must not be the same module twice.
 		given = append(given, section(0, str(strconv.Itoa(n)))...)
-		h, err := probe(t.Context(), given, compiled)
+		h, err := tryEntry(t.Context(), given, compiled)
 		if err != nil {
 			t.Fatalf("not loaded: %v", err)
 		}
