@@ -50,13 +50,14 @@ func newCompiler(stage *sandbox.Stage, state string) *compiler {
 var compileOOMScore = 1000
 
 // compileLimits are the kernel's, for a process that does not keep to its bounds.
-// What a Go program maps is more than it uses.
+// What a Go program maps is more than it uses, and in pieces of 64 MiB; one that may not
+// map another ends without a word.
 func compileLimits(b instance.CompileBounds) []specs.POSIXRlimit {
 	limit := func(resource string, n uint64) specs.POSIXRlimit {
 		return specs.POSIXRlimit{Type: resource, Soft: n, Hard: n}
 	}
 	return []specs.POSIXRlimit{
-		limit("RLIMIT_DATA", 2*b.Memory), limit("RLIMIT_FSIZE", b.Memory),
+		limit("RLIMIT_DATA", 2*b.Memory+256<<20), limit("RLIMIT_FSIZE", b.Memory),
 		limit("RLIMIT_CPU", uint64(b.CPU/time.Second)+10), limit("RLIMIT_CORE", 0),
 	}
 }
