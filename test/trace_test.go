@@ -192,7 +192,7 @@ func TestTheLifeOfAContainerIsOneTrace(t *testing.T) {
 				}
 			}
 			want := map[string]string{
-				"wasm.module.path": "/app.wasm", "wasm.module.source": "image",
+				"wasm.engine": "compiler", "wasm.module.path": "/app.wasm", "wasm.module.source": "image",
 				"wasm.module.size": strconv.Itoa(len(file)), "wasm.module.digest": digest(file),
 			}
 			if got := ofWasm(second["module.resolve"]); !maps.Equal(got, want) {
