@@ -88,17 +88,27 @@ func decodeSums(entry string, data []byte) ([]sum, error) {
 	return sums, nil
 }
 
-// openIn opens path below dir. No symbolic link is followed.
+// openIn opens path, of names and no "..", below dir. No symbolic link is followed.
 func openIn(dir *os.File, path string, flags int) (*os.File, error) {
-	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
-		// What is a FIFO in place of a file must not be waited for.
-		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NONBLOCK),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	at := int(dir.Fd())
+	for {
+		name, rest, more := strings.Cut(path, "/")
+		how := flags | unix.O_NONBLOCK // what is a FIFO in place of a file must not be waited for
+		if more {
+			how = unix.O_PATH | unix.O_DIRECTORY
+		}
+		fd, err := unix.Openat(at, name, how|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if at != int(dir.Fd()) {
+			unix.Close(at)
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		if !more {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		at, path = fd, rest
 	}
-	return os.NewFile(uintptr(fd), path), nil
 }
 
 // isRoots looks whether f is of the given type, and root's to write alone.

@@ -21,7 +21,8 @@ const logPatience = 100 * time.Millisecond
 // A line that there is no room for is lost, as is one that nobody is there for. The
 // first that gets through again follows one that says how many there were.
 type logPipe struct {
-	fd int
+	fd       int
+	patience time.Duration
 
 	mu   sync.Mutex
 	lost int  // guarded by mu; lines since the last that was written
@@ -45,7 +46,7 @@ func newLogPipe(fd int) (*logPipe, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	return &logPipe{fd: fd}, nil
+	return &logPipe{fd: fd, patience: logPatience}, nil
 }
 
 // Write implements [io.Writer] for one line. It has no errors: the logger could
@@ -54,7 +55,7 @@ func (l *logPipe) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	data := line
-	until := time.Now().Add(logPatience)
+	until := time.Now().Add(l.patience)
 	if l.lost > 0 {
 		until = time.Time{} // all patience is spent
 		data = fmt.Appendf(nil, "%s: %d lines of the log were lost: nobody read them\n%s", RuntimeName, l.lost, line)

@@ -66,6 +66,7 @@ func TestALogThatNobodyReadsHoldsNobodyUp(t *testing.T) {
 // What is longer than the pipe is written as a whole when somebody reads.
 func TestALongLineIsWritten(t *testing.T) {
 	l, r := logged(t)
+	l.patience = time.Minute // an emulated machine takes longer than a line may wait
 	line := strings.Repeat("x", 1<<20) + "\n"
 	got := make(chan string, 1)
 	go func() {
