@@ -3,6 +3,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -75,9 +76,17 @@ func (w *Walls) Open(path string, flags int) (*os.File, error) {
 	return OpenInRoot(int(root.Fd()), path, flags)
 }
 
-// Attach makes a link to dir.
+// Attach makes a link to dir, in place of one that is there.
 func (w *Walls) Attach(dir *os.File) error {
-	return os.Symlink(dir.Name(), filepath.Join(w.cfg.Base, Attached))
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return err
+	}
+	link := filepath.Join(w.cfg.Base, Attached)
+	if err := os.RemoveAll(link); err != nil {
+		return err
+	}
+	return os.Symlink(path, link)
 }
 
 // AttachNew makes a directory.
