@@ -8,13 +8,11 @@ import (
 	"slices"
 	"time"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/metadata"
@@ -30,12 +28,7 @@ type Files struct {
 // whose manifest is there.
 func (c *Client) Files(ctx context.Context, name string) (found []*Files, err error) {
 	fail := func(err error) ([]*Files, error) { return nil, fmt.Errorf("image %s: %w", name, err) }
-	resp, err := call(ctx, c, imagesapi.NewImagesClient(c.conn).Get, &imagesapi.GetImageRequest{Name: name})
-	if err != nil {
-		return fail(err)
-	}
-	t := resp.GetImage().GetTarget()
-	all, err := manifests(ctx, c.read, ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()})
+	all, err := c.manifests(ctx, name)
 	if err != nil {
 		return fail(err)
 	}

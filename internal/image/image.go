@@ -192,39 +192,53 @@ func (c *Client) target(ctx context.Context, record *containersapi.Container) (t
 	if d := cri.Metadata.ImageDigest; config != "" && d.Validate() == nil {
 		return ocispec.Descriptor{Digest: d, Size: unknownSize}, config, nil
 	}
-	images := imagesapi.NewImagesClient(c.conn)
-	resp, err := call(ctx, c, images.Get, &imagesapi.GetImageRequest{Name: record.Image})
+	image, err := c.image(ctx, record.Image)
 	if config != "" { // CRI has given the image that name, too, which nobody else gives away
-		if byID, e := call(ctx, c, images.Get, &imagesapi.GetImageRequest{Name: config.String()}); e == nil {
-			resp, err = byID, nil
+		if byID, e := c.image(ctx, config.String()); e == nil {
+			image, err = byID, nil
 		}
 	}
 	if err != nil {
 		return target, "", err
 	}
-	t := resp.GetImage().GetTarget()
-	target = ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
+	target = targetOf(image)
 	_, named, _ := strings.Cut(record.Image, "@")
 	switch {
 	case config != "":
 	case named == target.Digest.String():
 	case named != "":
 		return target, "", fmt.Errorf("it has the digest %s by now: create the container anew: %w", target.Digest, errdefs.ErrFailedPrecondition)
-	case resp.GetImage().GetUpdatedAt().AsTime().After(record.GetCreatedAt().AsTime()):
+	case image.GetUpdatedAt().AsTime().After(record.GetCreatedAt().AsTime()):
 		return target, "", fmt.Errorf("the name was given to an image after the container was created, and which it was then is not on record: create the container anew: %w", errdefs.ErrFailedPrecondition)
 	}
 	return target, config, nil
 }
 
+// image is containerd's record of the image with the given name.
+func (c *Client) image(ctx context.Context, name string) (*imagesapi.Image, error) {
+	resp, err := call(ctx, c, imagesapi.NewImagesClient(c.conn).Get, &imagesapi.GetImageRequest{Name: name})
+	return resp.GetImage(), err
+}
+
+// targetOf describes the index or manifest that an image is.
+func targetOf(image *imagesapi.Image) ocispec.Descriptor {
+	t := image.GetTarget()
+	return ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()}
+}
+
+// manifests are those of the image with the given name: see [manifests].
+func (c *Client) manifests(ctx context.Context, name string) ([]manifest, error) {
+	image, err := c.image(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return manifests(ctx, c.read, targetOf(image))
+}
+
 // Named finds the modules of the image with the given name, each once, for any
 // platform whose manifest is there. [ErrNoArtifact] where none has any.
 func (c *Client) Named(ctx context.Context, name string) (modules []*Module, err error) {
-	resp, err := call(ctx, c, imagesapi.NewImagesClient(c.conn).Get, &imagesapi.GetImageRequest{Name: name})
-	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", name, err)
-	}
-	t := resp.GetImage().GetTarget()
-	all, err := manifests(ctx, c.read, ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize()})
+	all, err := c.manifests(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
