@@ -492,18 +492,26 @@ const (
 	engineEnv        = "WAZERO_ENGINE"
 )
 
+// asked are the values that are set of an annotation of the container and of a variable of
+// a process. The last of them holds.
+func (b *bundle) asked(p *specs.Process, annotation, env string) (all []struct{ by, value string }) {
+	for _, a := range []struct{ by, value string }{
+		{"annotations: " + annotation, b.spec.Annotations[annotation]},
+		{"process.env: " + env, variable(p, env)},
+	} {
+		if a.value != "" {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
 // tellsTrace tells whether the guest of a process gets TRACEPARENT, TRACESTATE and
 // BAGGAGE of its run. Never one that has one of them of its own.
 func (b *bundle) tellsTrace(p *specs.Process) (told bool, err error) {
-	for _, asked := range []struct{ kind, name, value string }{
-		{"annotations", traceContextAnnotation, b.spec.Annotations[traceContextAnnotation]},
-		{"process.env", traceContextEnv, variable(p, traceContextEnv)},
-	} {
-		if asked.value == "" {
-			continue
-		}
+	for _, asked := range b.asked(p, traceContextAnnotation, traceContextEnv) {
 		if told, err = strconv.ParseBool(asked.value); err != nil {
-			return false, fmt.Errorf("%s: %s: %q is neither true nor false", asked.kind, asked.name, asked.value)
+			return false, fmt.Errorf("%s: %q is neither true nor false", asked.by, asked.value)
 		}
 	}
 	for _, own := range []string{"TRACEPARENT", "TRACESTATE", "BAGGAGE"} {
@@ -515,16 +523,12 @@ func (b *bundle) tellsTrace(p *specs.Process) (told bool, err error) {
 // engine is what runs the guest of a process: the compiler, unless it asks for another.
 func (b *bundle) engine(p *specs.Process) (instance.Engine, error) {
 	engine := instance.Compiler
-	for _, asked := range []struct{ kind, name, value string }{
-		{"annotations", engineAnnotation, b.spec.Annotations[engineAnnotation]},
-		{"process.env", engineEnv, variable(p, engineEnv)},
-	} {
+	for _, asked := range b.asked(p, engineAnnotation, engineEnv) {
 		switch e := instance.Engine(asked.value); e {
-		case "":
 		case instance.Compiler, instance.Interpreter:
 			engine = e
 		default:
-			return "", fmt.Errorf("%s: %s: %q is neither %s nor %s", asked.kind, asked.name, asked.value, instance.Compiler, instance.Interpreter)
+			return "", fmt.Errorf("%s: %q is neither %s nor %s", asked.by, asked.value, instance.Compiler, instance.Interpreter)
 		}
 	}
 	return engine, nil
