@@ -404,7 +404,7 @@ func TestADiscardedEntryIsCompiledAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		next.Close()
-		if err := c.Sweep(t.Context()); err != nil {
+		if err := sweep(t, c); err != nil {
 			t.Fatal(err)
 		}
 		assertEmpty(t, c)

@@ -56,7 +56,7 @@ func (c *Cache) openOld() (*os.File, error) {
 }
 
 // Clear removes the entries that keep does not want kept, but for those in use, and says
-// which those were.
+// which those were. What was left by processes that are gone is removed in any case.
 func (c *Cache) Clear(ctx context.Context, keep func(EntryInfo) bool) (removed, busy []EntryInfo, err error) {
 	dir, err := c.openOld()
 	if dir == nil {
@@ -209,22 +209,6 @@ func (c *Cache) shrinkLocked(ctx context.Context, dir *os.File, tooMuch func(use
 			c.tell(ctx, Event{Kind: Evicted, Entry: e.Name, Size: e.Size})
 		}
 	}
-}
-
-// Sweep removes what was left by processes that are gone.
-func (c *Cache) Sweep(ctx context.Context) error {
-	dir, err := c.openOld()
-	if dir == nil {
-		return err
-	}
-	defer dir.Close()
-	unlock, err := lockDir(ctx, dir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	sweepLocked(dir)
-	return nil
 }
 
 // Path is the directory of the cache.
