@@ -11,8 +11,13 @@ import (
 // one kind at a time: at the end there is only the one once more, so that a machine
 // that has become slower meanwhile is told from a cost that has grown.
 func scale(ctx context.Context, b *bench) error {
+	return b.eachKind(ctx, b.scaleOf)
+}
+
+// eachKind calls measure for each kind of others, and for what one more is then.
+func (b *bench) eachKind(ctx context.Context, measure func(ctx context.Context, others, more contender) error) error {
 	for _, kind := range []struct{ others, more string }{{wasmC, tiny}, {runcC, runcC}} {
-		if err := b.scaleOf(ctx, b.contenders[kind.others], b.contenders[kind.more]); err != nil {
+		if err := measure(ctx, b.contenders[kind.others], b.contenders[kind.more]); err != nil {
 			return fmt.Errorf("%s: %w", kind.others, err)
 		}
 	}
@@ -60,12 +65,7 @@ func scaleTable(r *results) string {
 
 // podScale is the same in a pod, all on one shim.
 func podScale(ctx context.Context, b *bench) error {
-	for _, kind := range []struct{ others, more string }{{wasmC, tiny}, {runcC, runcC}} {
-		if err := b.podScaleOf(ctx, b.contenders[kind.others], b.contenders[kind.more]); err != nil {
-			return fmt.Errorf("%s: %w", kind.others, err)
-		}
-	}
-	return nil
+	return b.eachKind(ctx, b.podScaleOf)
 }
 
 func (b *bench) podScaleOf(ctx context.Context, others, more contender) (err error) {
