@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -603,13 +604,24 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("%s: not within 10 s", what)
 }
 
+// alive tells whether a process runs. It does no more once all its threads have begun to
+// exit, as the kernel's flag in their stat says (PF_EXITING): the first of a pid namespace
+// may be there for long after that, until the machine's init has reaped the others.
 func alive(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	i := bytes.LastIndexByte(data, ')')
-	return i > 0 && len(data) > i+2 && data[i+2] != 'Z'
+	const exiting = 0x4
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return slices.ContainsFunc(threads, func(path string) bool {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return false
+		}
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		if len(fields) < 7 {
+			return false
+		}
+		flags, err := strconv.ParseUint(fields[6], 10, 32)
+		return err == nil && flags&exiting == 0 && fields[0] != "Z" && fields[0] != "X"
+	})
 }
 
 // procFile is what /proc says of a process.
