@@ -19,6 +19,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -496,6 +497,7 @@ func TestImagesInAPod(t *testing.T) {
 		if _, err := p.n.Artifact(p.ctx, name, cncf(moduleOf(probe))); err != nil {
 			t.Fatal(err)
 		}
+		collectGarbage(t, p.n)
 		// CRI has on record what it was.
 		if err := p.start(id); err != nil {
 			t.Fatal(err)
@@ -524,6 +526,19 @@ func readJSON(t *testing.T, path string, v any) {
 	}
 	if err != nil {
 		t.Error(err) // not of the test's own goroutine
+	}
+}
+
+// collectGarbage has containerd remove what nothing refers to.
+func collectGarbage(t *testing.T, n *node.Node) {
+	t.Helper()
+	ctx := n.Context(t.Context())
+	lease, err := n.Client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err == nil {
+		err = n.Client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -99,18 +99,27 @@ func (n *Node) Artifact(ctx context.Context, name string, manifests ...Manifest)
 		}
 	}
 	record := images.Image{Name: name, Target: target}
-	if n.opts.CRI {
-		record.Labels = map[string]string{"io.cri-containerd.image": "managed"}
-	}
-	if _, err := n.Client.ImageService().Create(ctx, record); errdefs.IsAlreadyExists(err) {
-		_, err = n.Client.ImageService().Update(ctx, record)
+	image := containerd.NewImage(n.Client, record)
+	if n.opts.CRI { // a pull gives it a second name, its ID, which keeps it when the first is moved
+		config, err := image.Config(ctx)
 		if err != nil {
 			return nil, err
 		}
-	} else if err != nil {
-		return nil, err
+		record.Labels = map[string]string{"io.cri-containerd.image": "managed"}
+		if err := n.record(ctx, images.Image{Name: config.Digest.String(), Target: target, Labels: record.Labels}); err != nil {
+			return nil, err
+		}
 	}
-	return containerd.NewImage(n.Client, record), nil
+	return image, n.record(ctx, record)
+}
+
+// record makes the image that r describes, or what its name is of now.
+func (n *Node) record(ctx context.Context, r images.Image) error {
+	_, err := n.Client.ImageService().Create(ctx, r)
+	if errdefs.IsAlreadyExists(err) {
+		_, err = n.Client.ImageService().Update(ctx, r)
+	}
+	return err
 }
 
 func (n *Node) manifest(ctx context.Context, m Manifest) (d ocispec.Descriptor, err error) {
