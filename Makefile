@@ -13,7 +13,7 @@ version := $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null 
 revision := $(shell git rev-parse HEAD 2>/dev/null)
 module  := github.com/containerd-shim-wazero/containerd-shim-wazero
 shim    := bin/containerd-shim-wazero-v1
-# The kernel enters the program there: see internal/shim/gone.
+# The kernel enters the program there: see internal/shim/entry.
 entry   := -E containerd_shim_wazero_entry
 ldflags := -s -w -X $(module)/internal/shim.version=$(version) -X $(module)/internal/shim.revision=$(revision)
 sources := $(shell find cmd internal -name '*.go' -o -name '*.s') go.mod go.sum tools/build-shim

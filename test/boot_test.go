@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -411,6 +412,43 @@ func TestContract35AStartThatIsKilledIsNotInTheWayOfTheNext(t *testing.T) {
 		t.Error(err)
 	}
 	shutdown(t, r)
+}
+
+// What containerd has given up is no shim that nobody knows of.
+func TestContract35AStartThatIsKilledLeavesNothing(t *testing.T) {
+	n := useNode(t)
+	id := newID(t)
+	dir := bundle(t, id, minimal(t, id, "/app.wasm"), "hello.wasm")
+	sockets, err := os.ReadDir(filepath.Join(n.Dir, "r"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	cmd := startCommand(t, n, id, dir, false, nil)
+	params := cmd.Stdin
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd.Stdin = r
+	err = cmd.Start()
+	r.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the shim waits for its parameters", func() bool { return len(shimsOf(t, id)) == 1 })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	if _, err := io.Copy(w, params); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	eventually(t, "the shim ends", func() bool { return len(shimsOf(t, id)) == 0 })
+	if got, _ := os.ReadDir(filepath.Join(n.Dir, "r")); len(got) != len(sockets) {
+		t.Errorf("%d sockets, want %d", len(got), len(sockets))
+	}
 }
 
 func addressOf(t *testing.T, old bool, answer []byte) string {

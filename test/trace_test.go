@@ -52,7 +52,7 @@ func trace(t *testing.T, c *collector.Collector, id string, want ...string) map[
 // parents of the spans of a container's life; of those not named here it is the
 // caller's span or, without one, shim.start.
 var parents = map[string]string{
-	"shim.listen": "shim.start", "shim.exec": "shim.start",
+	"shim.listen": "shim.start", "shim.serve": "shim.start",
 	"bundle.load": "task.create", "rootfs.mount": "task.create", "bundle.check": "task.create", "seccomp.compile": "bundle.check",
 	"stdio.open": "task.create", "logger.start": "stdio.open", "cgroup.create": "task.create", "sandbox.prepare": "task.create",
 	"instance.spawn": "task.create", "sandbox.build": "task.create", "sandbox.mount": "sandbox.build",
@@ -299,15 +299,13 @@ func TestEveryReexecutedProcessGetsTraceContext(t *testing.T) {
 	b := container(t, n, app(t, n, "probe.wasm"), args("/app.wasm", "idle"))
 	b.mustCreate(t)
 	create := trace(t, spans, b.ID(), "task.create")["task.create"]
-	for who, pid := range map[string]int{"the shim": shimPID(t, n, b.ID()), "the instance process": int(b.task.Pid())} {
-		var headers map[string]string
-		value := environ(t, pid, "TRACECONTEXT")
-		if err := json.Unmarshal([]byte(value), &headers); err != nil || len(headers["traceparent"]) != 55 {
-			t.Errorf("%s: TRACECONTEXT=%s, %v", who, value, err)
-		}
-		if who != "the shim" && !strings.Contains(headers["traceparent"], create.TraceID) {
-			t.Errorf("%s: traceparent %s, want the trace %s", who, headers["traceparent"], create.TraceID)
-		}
+	var headers map[string]string
+	value := environ(t, int(b.task.Pid()), "TRACECONTEXT")
+	if err := json.Unmarshal([]byte(value), &headers); err != nil || len(headers["traceparent"]) != 55 {
+		t.Errorf("TRACECONTEXT=%s, %v", value, err)
+	}
+	if !strings.Contains(headers["traceparent"], create.TraceID) {
+		t.Errorf("traceparent %s, want the trace %s", headers["traceparent"], create.TraceID)
 	}
 }
 

@@ -1,4 +1,5 @@
-// Package quiet keeps a `start` from printing anything but its answer.
+// Package quiet keeps a `start`, and the `serve` that it becomes, from printing anything
+// but the answer.
 //
 // A package of OpenTelemetry looks at OTEL_SPAN_EVENT_COUNT_LIMIT and its kin as it is
 // initialised, and says on the standard error what is wrong with one. In the
@@ -12,7 +13,7 @@ import (
 )
 
 func init() {
-	if os.Args[len(os.Args)-1] == "start" {
+	if command := os.Args[len(os.Args)-1]; command == "start" || command == "serve" {
 		slog.SetDefault(slog.New(slog.DiscardHandler))
 	}
 }

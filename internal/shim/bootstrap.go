@@ -8,14 +8,17 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/v2/pkg/atomicfile"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	_ "github.com/containerd-shim-wazero/containerd-shim-wazero/internal/quiet" // a `start` is
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/entry"
 )
 
 const (
@@ -31,15 +34,15 @@ const (
 	grpcAddressEnv  = "GRPC_ADDRESS"
 )
 
-// A starter is the command line of a `start`. Package shim knows it as well, but
-// speaks only with containerd 2.3 and later, see [starter.params].
+// A starter is the command line of a `start`, which is that of its shim. Package shim knows
+// it as well, but speaks only with containerd 2.3 and later, see [starter.params].
 type starter struct {
 	id, namespace, address string
 	debug                  bool
 }
 
-// parseStart tells whether args are those of a `start`. All that is wrong with
-// them is for package shim to say.
+// parseStart tells whether args are those of a `start` that has become a shim. All that is
+// wrong with them is for package shim to say.
 func parseStart(args []string) (starter, bool) {
 	var s starter
 	f := flag.NewFlagSet("", flag.ContinueOnError)
@@ -51,33 +54,58 @@ func parseStart(args []string) (starter, bool) {
 	_ = f.String("publish-binary", "", "")
 	_ = f.String("bundle", "", "")
 	err := f.Parse(args)
-	return s, err == nil && f.Arg(0) == "start" && s.namespace != ""
+	return s, err == nil && f.Arg(0) == entry.Serve && s.namespace != ""
 }
 
-// run is a `start`, from either generation of containerd: what it asks for comes
-// on the standard input, and its answer, and nothing else, is printed.
-func (s starter) run(ctx context.Context, in io.Reader, out io.Writer) error {
+// A started shim has answered `start`.
+type started struct {
+	socket          *ownSocket
+	began, answered time.Time
+}
+
+// run answers a `start` of either generation of containerd: what it asks for comes
+// on in, and nothing but the answer is printed. This process is to be the shim unless
+// there is one already, which is nil.
+func (s starter) run(ctx context.Context, in io.Reader) (_ *started, err error) {
+	began := time.Now()
+	if err := entry.Started(); err != nil {
+		return nil, err
+	}
+	// A signal to the group that containerd is in is none for its shims.
+	if err := unix.Setpgid(0, 0); err != nil {
+		return nil, os.NewSyscallError("setpgid", err)
+	}
 	input, err := io.ReadAll(io.LimitReader(in, maxParams))
 	if err != nil {
-		return fmt.Errorf("read parameters: %w", err)
+		return nil, fmt.Errorf("read parameters: %w", err)
 	}
 	params, ok := s.params(input)
 	if !ok {
 		params = s.oldParams(input)
 	}
-	result, err := manager{}.Start(namespaces.WithNamespace(ctx, s.namespace), params)
+	result, socket, unlock, err := openSocket(namespaces.WithNamespace(ctx, s.namespace), params)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	defer unlock()
 	answer, err := proto.Marshal(result)
 	if !ok {
 		answer, err = oldAnswer(result)
 	}
-	if err != nil {
-		return fmt.Errorf("answer: %w", err)
+	if err == nil && socket != nil {
+		err = prepare(params)
 	}
-	_, err = out.Write(answer)
-	return err
+	if err == nil {
+		err = entry.Answer(answer)
+	}
+	if socket == nil {
+		return nil, err
+	}
+	if err != nil {
+		_ = socket.removeLocked() // the error at hand says more
+		return nil, err
+	}
+	return &started{socket, began, time.Now()}, nil
 }
 
 // params are those that containerd 2.3 and later send. What an older one sends,

@@ -25,13 +25,14 @@ func TestAStartIsToldByItsCommandLine(t *testing.T) {
 		args []string
 		want *starter // nil: not for us
 	}{
-		{"containerd 1.7's", []string{"-namespace", "ns", "-address", "/c.sock", "-publish-binary", "/c", "-id", "c1", "start"}, &want},
-		{"with debugging", []string{"-namespace", "ns", "-address", "/c.sock", "-id", "c1", "-debug", "start"}, &debug},
-		{"two dashes", []string{"--namespace=ns", "--address=/c.sock", "--id=c1", "start"}, &want},
+		{"containerd 1.7's", []string{"-namespace", "ns", "-address", "/c.sock", "-publish-binary", "/c", "-id", "c1", "serve"}, &want},
+		{"with debugging", []string{"-namespace", "ns", "-address", "/c.sock", "-id", "c1", "-debug", "serve"}, &debug},
+		{"two dashes", []string{"--namespace=ns", "--address=/c.sock", "--id=c1", "serve"}, &want},
 		{"delete", []string{"-namespace", "ns", "-id", "c1", "-bundle", "/b", "delete"}, nil},
-		{"the shim", []string{"-namespace", "ns", "-id", "start"}, nil},
-		{"no namespace", []string{"-id", "c1", "start"}, nil},
-		{"an unknown flag", []string{"-namespace", "ns", "-id", "c1", "-x", "start"}, nil},
+		{"the shim", []string{"-namespace", "ns", "-id", "serve"}, nil},
+		{"one that is not a shim yet", []string{"-namespace", "ns", "-id", "c1", "start"}, nil},
+		{"no namespace", []string{"-id", "c1", "serve"}, nil},
+		{"an unknown flag", []string{"-namespace", "ns", "-id", "c1", "-x", "serve"}, nil},
 		{"-info", []string{"-info"}, nil},
 		{"nothing", nil, nil},
 	} {
@@ -106,13 +107,26 @@ func TestAContainerIsInTheGroupOfItsAnnotations(t *testing.T) {
 	}
 }
 
+// listenAlone is listen as `start` calls it.
+func listenAlone(address string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(socketPath(address)), 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := lockSockets(socketPath(address))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return listen(address)
+}
+
 func TestOneOfManyOpensTheSocket(t *testing.T) {
 	for _, left := range []string{"nothing", "a dead socket"} {
 		t.Run(left, func(t *testing.T) {
 			for round := range 200 {
 				address := "unix://" + filepath.Join(t.TempDir(), "s", "sock")
 				if left != "nothing" {
-					l, err := listen(address)
+					l, err := listenAlone(address)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -123,7 +137,7 @@ func TestOneOfManyOpensTheSocket(t *testing.T) {
 				var all sync.WaitGroup
 				for i := range got {
 					all.Go(func() {
-						l, err := listen(address)
+						l, err := listenAlone(address)
 						if err != nil {
 							t.Error(err)
 						}
@@ -145,7 +159,7 @@ func TestOneOfManyOpensTheSocket(t *testing.T) {
 
 func TestASocketThatIsServedIsNotRemoved(t *testing.T) {
 	address := "unix://" + filepath.Join(t.TempDir(), "sock")
-	first, err := listen(address)
+	first, err := listenAlone(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +177,7 @@ func TestASocketThatIsServedIsNotRemoved(t *testing.T) {
 	}
 	first.SetUnlinkOnClose(false)
 	first.Close()
-	second, err := listen(address) // the next shim's
+	second, err := listenAlone(address) // the next shim's
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/cgroups/v3"
@@ -22,14 +20,12 @@ import (
 	runcmanager "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
 	runcshim "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/go-runc"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
-
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 const (
@@ -45,11 +41,16 @@ type manager struct{}
 // Name implements [shim.Shim].
 func (manager) Name() string { return RuntimeName }
 
-// Start implements [shim.Shim]: it opens the socket, re-executes this binary as
-// the shim that serves it, and answers with the address. A shim that serves the
-// socket already, be it for another container of the group, is the answer as it is.
-func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *bootapi.BootstrapResult, err error) {
-	began := time.Now()
+// Start implements [shim.Shim]. A `start` is not left to package shim: see [starter.run].
+func (manager) Start(context.Context, *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
+// openSocket opens the socket of this process, and has the answer to `start`. A shim that
+// serves the socket already, be it for another container of the group, is the answer as it
+// is: then there is no socket of ours. The caller calls unlock when the answer is given,
+// or the socket gone again: meanwhile nobody else may take it for that of a shim.
+func openSocket(ctx context.Context, params *bootapi.BootstrapParams) (_ *bootapi.BootstrapResult, _ *ownSocket, unlock func(), err error) {
 	dir := params.GetSocketDir()
 	if dir == "" {
 		dir = defaultSocketDir
@@ -57,65 +58,51 @@ func (manager) Start(ctx context.Context, params *bootapi.BootstrapParams) (_ *b
 	group := groupOf(".", params.GetInstanceID())
 	address, err := shim.CreateSocketAddress(ctx, dir, params.GetContainerdGrpcAddress(), group, false)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	result := &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address}
 	// Says that every mount is left to containerd, which would otherwise run this
 	// binary once more, with -info, to find out.
 	if err := result.AddExtension(&types.MountCapabilities{}); err != nil {
-		return nil, err
+		return nil, nil, nil, err
+	}
+	path := socketPath(address)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, nil, nil, fmt.Errorf("socket: %w", err)
+	}
+	if unlock, err = lockSockets(path); err != nil {
+		return nil, nil, nil, err
 	}
 	listener, err := listen(address)
+	var socket *ownSocket
+	if listener != nil {
+		socket, err = newOwnSocket(listener)
+	}
 	if err != nil {
-		return nil, err
+		unlock()
+		return nil, nil, nil, err
 	}
-	if listener == nil {
-		return result, nil
-	}
-	defer func() {
-		if err != nil {
-			_ = removeDeadSocket(address) // the error at hand says more
-		}
-	}()
-	defer listener.Close()
-	listener.SetUnlinkOnClose(false) // it is the shim's now
-	socket, err := listener.File()
-	if err != nil {
-		return nil, err
-	}
-	defer socket.Close()
+	return result, socket, unlock, nil
+}
 
-	namespace, err := namespaces.NamespaceRequired(ctx)
-	if err != nil {
-		return nil, err
+// prepare makes this process what a shim with the given parameters is.
+func prepare(params *bootapi.BootstrapParams) error {
+	if err := shim.AdjustOOMScore(os.Getpid()); err != nil {
+		return err
+	}
+	h, _ := readHostFile() // Create says what is wrong with it
+	if cgroup := shimCgroup(h, params); cgroup != "" {
+		if err := joinCgroup(cgroup, os.Getpid()); err != nil {
+			return err
+		}
 	}
 	// Not -address: package shim would use it to remove the socket once more, at
 	// the very end, when it may be the next shim's. See [ownSocket.remove].
-	cmd := exec.Command("/proc/self/exe", "-namespace", namespace, "-id", params.GetInstanceID())
-	cmd.Args[0] = runtimeBinary
+	os.Args = []string{runtimeBinary, "-namespace", params.GetNamespace(), "-id", params.GetInstanceID()}
 	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
-		cmd.Args = append(cmd.Args, "-debug")
+		os.Args = append(os.Args, "-debug")
 	}
-	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress(), grpcAddressEnv+"="+params.GetContainerdGrpcAddress())
-	h, _ := readHostFile() // Create says what is wrong with it
-	if h.traces() {
-		cmd.Env = append(cmd.Env, telemetry.Boot(began)...)
-	}
-	cmd.ExtraFiles = []*os.File{socket} // socketFD
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the shim: %w", err)
-	}
-	err = shim.AdjustOOMScore(cmd.Process.Pid)
-	if cgroup := shimCgroup(h, params); err == nil && cgroup != "" {
-		err = joinCgroup(cgroup, cmd.Process.Pid)
-	}
-	if err != nil {
-		_ = cmd.Process.Kill() // the error at hand says more
-		_ = cmd.Wait()
-		return nil, err
-	}
-	return result, nil
+	return errors.Join(os.Setenv(ttrpcAddressEnv, params.GetContainerdTtrpcAddress()), os.Setenv(grpcAddressEnv, params.GetContainerdGrpcAddress()))
 }
 
 // shimCgroup is the cgroup that the shim is to be in. What is wrong with the

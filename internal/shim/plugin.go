@@ -48,18 +48,21 @@ const (
 // and the shim itself. It exits the process when it fails.
 func Run(ctx context.Context) {
 	if s, ok := parseStart(os.Args[1:]); ok {
-		if err := s.run(ctx, os.Stdin, os.Stdout); err != nil {
+		started, err := s.run(ctx, os.Stdin)
+		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %s", RuntimeName, err)
 			os.Exit(1)
 		}
-		return
+		if started == nil {
+			return
+		}
+		registry.Register(&cplugin.Registration{
+			Type:     plugins.TTRPCPlugin,
+			ID:       "task",
+			Requires: []cplugin.Type{plugins.InternalPlugin},
+			InitFn:   started.newPlugin,
+		})
 	}
-	registry.Register(&cplugin.Registration{
-		Type:     plugins.TTRPCPlugin,
-		ID:       "task",
-		Requires: []cplugin.Type{plugins.InternalPlugin},
-		InitFn:   newPlugin,
-	})
 	shim.RunShim(ctx, manager{})
 }
 
@@ -69,7 +72,7 @@ type plugin struct {
 	service taskapi.TTRPCTaskService
 }
 
-func newPlugin(ic *cplugin.InitContext) (any, error) {
+func (s *started) newPlugin(ic *cplugin.InitContext) (any, error) {
 	// There is little garbage before the first container runs, and better use for
 	// the processor.
 	percent := debug.SetGCPercent(-1)
@@ -100,11 +103,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket, err := inheritedSocket()
-	if err != nil {
-		return nil, err
-	}
-	stop.RegisterCallback(func(context.Context) error { return socket.remove() }) // ended by a signal
+	stop.RegisterCallback(func(context.Context) error { return s.socket.remove() }) // ended by a signal
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
 		collect.Stop()
@@ -122,7 +121,7 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		shutdown: func() {
 			// It is gone when Shutdown answers: containerd is about to tell the user
 			// that all is.
-			if err := socket.remove(); err != nil {
+			if err := s.socket.remove(); err != nil {
 				log.L.WithError(err).Error("remove socket")
 			}
 			stop.Shutdown()
@@ -137,13 +136,13 @@ func newPlugin(ic *cplugin.InitContext) (any, error) {
 		<-watched
 		return nil
 	})
-	var s taskapi.TTRPCTaskService = task
+	var served taskapi.TTRPCTaskService = task
 	if provider, guests, flush := startTelemetry(namespace + "/" + commandLine("id")); provider != nil {
 		stop.RegisterCallback(flush)
 		task.host.observe = guests
-		s = newTracedService(s, provider, namespace, task.identify)
+		served = newTracedService(served, provider, namespace, task.identify, telemetry.Boot{Began: s.began, Answered: s.answered, Served: time.Now()})
 	}
-	return &plugin{service: s}, nil
+	return &plugin{service: served}, nil
 }
 
 // newStage is for instance and compile processes, whose program is below the [stateDir]

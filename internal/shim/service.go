@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/gone"
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/entry"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
@@ -216,7 +216,7 @@ func (s *service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	delete(s.tasks, r.ID)
 	s.mu.Unlock()
 	if answer, err := proto.Marshal(resp); err == nil {
-		err = gone.Record(t.bundle, answer)
+		err = entry.Record(t.bundle, answer)
 		if err != nil {
 			log.G(ctx).WithError(err).Debug("record deletion") // `delete` will look for itself
 		}

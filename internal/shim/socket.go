@@ -19,12 +19,11 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/entry"
 )
 
 const (
-	// socketFD is where `start` leaves the shim its socket.
-	socketFD = 3
-
 	// stateTime is how long a shim may take to answer before it counts as dead;
 	// containerd gives the whole of `delete` 5 s.
 	stateTime = 2 * time.Second
@@ -86,17 +85,10 @@ func lockSockets(path string) (unlock func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// listen opens the socket of a shim; it is nil when one serves there already.
+// listen opens the socket of a shim; it is nil when one serves there already. The caller
+// has the lock on sockets.
 func listen(address string) (*net.UnixListener, error) {
 	path := socketPath(address)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	unlock, err := lockSockets(path)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
 	l, err := shim.NewSocket(address)
 	if err == nil || !shim.SocketEaddrinuse(err) {
 		return l, err
@@ -141,23 +133,30 @@ type ownSocket struct {
 	file os.FileInfo
 }
 
-// inheritedSocket is the socket that `start` has left.
-func inheritedSocket() (*ownSocket, error) {
+// newOwnSocket makes l the socket that this process serves, and has nothing else of it.
+func newOwnSocket(l *net.UnixListener) (_ *ownSocket, err error) {
+	path := l.Addr().String()
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path) // the error at hand says more
+		}
+	}()
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	conn, err := l.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
 	// For the shim alone: in a child of it, the socket would outlive it.
-	unix.CloseOnExec(socketFD)
-	name, err := unix.Getsockname(socketFD)
+	dup := func(fd uintptr) { err = unix.Dup3(int(fd), entry.SocketFD, unix.O_CLOEXEC) }
+	if e := conn.Control(dup); e != nil || err != nil {
+		return nil, fmt.Errorf("socket: %w", errors.Join(e, err))
+	}
+	file, err := os.Lstat(path)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	addr, ok := name.(*unix.SockaddrUnix)
-	if !ok {
-		return nil, errors.New("socket: not a Unix one")
-	}
-	file, err := os.Lstat(addr.Name)
-	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	return &ownSocket{addr.Name, file}, nil
+	return &ownSocket{path, file}, nil
 }
 
 // remove removes the socket, unless a later shim's is in its place.
@@ -167,6 +166,11 @@ func (s *ownSocket) remove() error {
 		return err
 	}
 	defer unlock()
+	return s.removeLocked()
+}
+
+// removeLocked is remove, of a caller that has the lock on sockets.
+func (s *ownSocket) removeLocked() error {
 	file, err := os.Lstat(s.path)
 	// The number of a removed file may be given to the next one.
 	if err == nil && os.SameFile(file, s.file) && file.ModTime().Equal(s.file.ModTime()) {

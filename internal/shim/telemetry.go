@@ -13,14 +13,6 @@ import (
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry/otlp"
 )
 
-// traces tells whether the shim that reads this file is to trace.
-func (h hostFile) traces() (on bool) {
-	if v, _, err := h.variables(); err == nil {
-		v.Use(func() { on = otlp.Enabled() })
-	}
-	return on
-}
-
 // startTelemetry starts the export of the telemetry of the shim with the given id,
 // see [otlp.Setup]; with guests, for what those make themselves too. What is wrong with
 // it is in the log, and of no consequence.

@@ -20,7 +20,7 @@ import (
 // that the container has:
 //
 //   - the trace of Create's caller, when it sent a context;
-//   - else, for the first container, that of the shim's TRACECONTEXT;
+//   - else, for the first container, that of the TRACECONTEXT of `start`;
 //   - else a new one.
 //
 // A later call whose caller is in another trace gets a span there too, and the
@@ -33,8 +33,8 @@ type tracedService struct {
 	provider  trace.TracerProvider
 	namespace string
 	identify  func(id string) []attribute.KeyValue
-	boot      sync.Once
-	served    time.Time // since when the shim is there to be called
+	first     sync.Once
+	boot      telemetry.Boot
 
 	mu    sync.Mutex
 	roots map[string]trace.SpanContext // guarded by mu; by container, the parent of its spans
@@ -42,9 +42,9 @@ type tracedService struct {
 
 // newTracedService traces the containers of s. What is to be said of each, s adds to
 // the context of its Create, and after that identify knows it.
-func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider, namespace string, identify func(id string) []attribute.KeyValue) *tracedService {
+func newTracedService(s taskapi.TTRPCTaskService, provider trace.TracerProvider, namespace string, identify func(id string) []attribute.KeyValue, boot telemetry.Boot) *tracedService {
 	return &tracedService{
-		TTRPCTaskService: s, provider: provider, namespace: namespace, identify: identify, served: time.Now(), roots: map[string]trace.SpanContext{},
+		TTRPCTaskService: s, provider: provider, namespace: namespace, identify: identify, boot: boot, roots: map[string]trace.SpanContext{},
 	}
 }
 
@@ -114,7 +114,7 @@ func traced[Request, Response any](ctx context.Context, t *tracedService, name, 
 
 func (t *tracedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (resp *taskapi.CreateTaskResponse, err error) {
 	ctx = withCaller(ctx)
-	t.boot.Do(func() { ctx = telemetry.StartShim(ctx, t.provider, t.served) })
+	t.first.Do(func() { ctx = telemetry.StartShim(ctx, t.provider, t.boot) })
 	root := trace.SpanContextFromContext(ctx)
 	began := time.Now()
 	ctx, span := t.start(ctx, telemetry.TaskCreate, r.ID, "")

@@ -13,6 +13,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/telemetry"
 )
 
 // answering is a service whose calls do what the test says.
@@ -43,7 +45,8 @@ func TestASpanHasFailedExactlyWhenItsCallHas(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			recorder := tracetest.NewSpanRecorder()
 			provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
-			s := newTracedService(answering{answer: c.answer}, provider, "ns", func(string) []attribute.KeyValue { return nil })
+			s := newTracedService(answering{answer: c.answer}, provider, "ns", func(string) []attribute.KeyValue { return nil }, telemetry.Boot{})
+			s.first.Do(func() {}) // the start of the shim has been told of
 			for _, call := range []func(context.Context) error{
 				func(ctx context.Context) error {
 					_, err := s.Create(ctx, &taskapi.CreateTaskRequest{ID: "a"})

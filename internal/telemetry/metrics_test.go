@@ -131,11 +131,10 @@ func TestTheContextOfAStageHasItsSpan(t *testing.T) {
 
 func TestTheStartOfTheShimIsMeasured(t *testing.T) {
 	figures, data := figuresOf(t)
-	bootInto(t, time.Now().Add(-3*time.Second), nil)
 	_, provider := newProvider()
-	StartShim(context.Background(), provider, time.Now())
+	StartShim(context.Background(), provider, booted(time.Now().Add(-3*time.Second)))
 	compare(t, figures(), map[string]int64{
-		StageDuration + " shim.start": 1, StageDuration + " shim.listen": 1, StageDuration + " shim.exec": 1,
+		StageDuration + " shim.start": 1, StageDuration + " shim.listen": 1, StageDuration + " shim.serve": 1,
 	})
 	for _, p := range data()[StageDuration].Data.(metricdata.Histogram[float64]).DataPoints {
 		if name, _ := p.Attributes.Value(StageName); name.AsString() == ShimStart && (p.Sum < 3 || p.Sum > 60) {

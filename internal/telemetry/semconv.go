@@ -39,11 +39,10 @@ const (
 	// ShimStart is from the begin of `start` until the shim has its first container
 	// to make.
 	ShimStart = "shim.start"
-	// ShimListen is the `start` process up to its re-execution as the shim: it has
-	// opened the socket.
+	// ShimListen is from there until `start` is answered: the shim has a socket then.
 	ShimListen = "shim.listen"
-	// ShimExec is from there until the shim serves that socket.
-	ShimExec = "shim.exec"
+	// ShimServe is from there until it serves that.
+	ShimServe = "shim.serve"
 )
 
 // Stages of an operation.

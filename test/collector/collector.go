@@ -29,7 +29,7 @@ import (
 
 // Life are the spans of the life of a container that runs to its end.
 var Life = []string{
-	"shim.start", "shim.listen", "shim.exec",
+	"shim.start", "shim.listen", "shim.serve",
 	"task.create", "bundle.load", "rootfs.mount", "bundle.check", "seccomp.compile", "stdio.open", "cgroup.create",
 	"sandbox.prepare", "instance.spawn", "sandbox.build",
 	"instance.prepare", "module.resolve", "module.compile", "module.load", "sandbox.enter",

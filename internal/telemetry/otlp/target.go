@@ -51,13 +51,6 @@ type variableError struct {
 func (e variableError) Error() string { return e.name + ": " + e.reason.Error() }
 func (e variableError) Unwrap() error { return e.reason }
 
-// Enabled tells whether the shim is to trace: whether the environment names a
-// collector that it can talk to, and does not say otherwise.
-func Enabled() bool {
-	t, err := newTarget(traces)
-	return t != nil && err == nil
-}
-
 // newTarget is where the environment says that a signal goes; nil when it is
 // not to be sent.
 //

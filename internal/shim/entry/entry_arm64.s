@@ -9,9 +9,11 @@
 
 #define SYS_OPENAT 56
 #define SYS_CLOSE 57
+#define SYS_PIPE2 59
 #define SYS_READ 63
 #define SYS_WRITE 64
 #define SYS_EXIT_GROUP 94
+#define SYS_CLONE 220
 
 // containerd_shim_wazero_entry is where the kernel enters the program, in place of
 // the Go runtime's _rt0_arm64_linux: see the package's documentation. The stack has
@@ -20,19 +22,32 @@ TEXT containerd_shim_wazero_entry(SB),NOSPLIT|NOFRAME,$0
 	MOVD 0(RSP), R19
 	ADD  $8, RSP, R20
 	CMP  $4, R19
-	BLT  start
+	BLT  runtime
 
-	// The last one is "delete".
+	// The first one is a flag: `compile` and `cache` have arguments of their own.
+	MOVD  8(R20), R0
+	MOVBU 0(R0), R1
+	CMPW  $0x2d, R1
+	BNE   runtime
+
+	// The last one is "start" or "delete".
 	SUB   $1, R19, R1
 	MOVD  (R20)(R1<<3), R0
 	MOVWU 0(R0), R1
+	MOVD  $0x72617473, R2
+	CMPW  R1, R2
+	BNE   other
+	MOVHU 4(R0), R2
+	CMPW  $0x74, R2
+	BEQ   start
+other:
 	MOVD  $0x656c6564, R2
 	CMPW  R1, R2
-	BNE   start
+	BNE   runtime
 	MOVWU 3(R0), R1
 	MOVD  $0x00657465, R2
 	CMPW  R1, R2
-	BNE   start
+	BNE   runtime
 
 	// The id follows the first of "-id" and "--id" that is before the last but one.
 	MOVD $0, R3
@@ -40,7 +55,7 @@ TEXT containerd_shim_wazero_entry(SB),NOSPLIT|NOFRAME,$0
 find:
 	ADD   $2, R3, R1
 	CMP   R19, R1
-	BGE   start
+	BGE   runtime
 	MOVD  (R20)(R3<<3), R0
 	ADD   $1, R3
 	MOVBU 0(R0), R1
@@ -118,5 +133,66 @@ exit:
 
 restore:
 	ADD $FRAME, RSP
+	B   runtime
+
 start:
+	// The pipe that the shim's answer ends with: descriptors 3 and 4, as Go expects them.
+	SUB  $16, RSP
+	MOVD RSP, R0
+	MOVD $0x80000, R1 // O_CLOEXEC
+	MOVD $SYS_PIPE2, R8
+	SVC
+	CBNZ R0, unforked
+	MOVD 0(RSP), R0
+	MOVD $0x400000003, R1
+	CMP  R0, R1
+	BNE  close
+	MOVD $17, R0 // SIGCHLD, as fork(2)
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD $0, R3
+	MOVD $0, R4
+	MOVD $SYS_CLONE, R8
+	SVC
+	TBNZ $63, R0, close
+	CBZ  R0, shim
+
+	MOVD $4, R0
+	MOVD $SYS_CLOSE, R8
+	SVC
+wait:
+	MOVD $3, R0
+	MOVD RSP, R1
+	MOVD $1, R2
+	MOVD $SYS_READ, R8
+	SVC
+	CMN  $4, R0 // EINTR
+	BEQ  wait
+	MOVD R0, R1
+	MOVD $0, R0
+	CMP  $1, R1
+	BEQ  exit
+	MOVD $1, R0 // it has said why
+	B    exit
+
+shim:
+	// "start" becomes "serve".
+	SUB  $1, R19, R1
+	MOVD (R20)(R1<<3), R0
+	MOVD $0x76726573, R1
+	MOVW R1, 0(R0)
+	MOVD $0x65, R1
+	MOVB R1, 4(R0)
+	B    unforked
+
+close: // what Go opens for itself is of the numbers it wants
+	MOVWU 0(RSP), R0
+	MOVD  $SYS_CLOSE, R8
+	SVC
+	MOVWU 4(RSP), R0
+	MOVD  $SYS_CLOSE, R8
+	SVC
+unforked:
+	ADD $16, RSP
+runtime:
 	B _rt0_arm64_linux(SB)
