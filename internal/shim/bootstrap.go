@@ -29,9 +29,8 @@ const (
 	// which looks for it there after its own restart.
 	addressFile = "address"
 
-	// Variables of a shim with the addresses of its containerd.
+	// ttrpcAddressEnv is where a containerd up to 2.2 says that it takes events.
 	ttrpcAddressEnv = "TTRPC_ADDRESS"
-	grpcAddressEnv  = "GRPC_ADDRESS"
 )
 
 // A starter is the command line of a `start`, which is that of its shim. Package shim knows
@@ -57,16 +56,10 @@ func parseStart(args []string) (starter, bool) {
 	return s, err == nil && f.Arg(0) == entry.Serve && s.namespace != ""
 }
 
-// A started shim has answered `start`.
-type started struct {
-	socket          *ownSocket
-	began, answered time.Time
-}
-
 // run answers a `start` of either generation of containerd: what it asks for comes
 // on in, and nothing but the answer is printed. This process is to be the shim unless
 // there is one already, which is nil.
-func (s starter) run(ctx context.Context, in io.Reader) (_ *started, err error) {
+func (s starter) run(ctx context.Context, in io.Reader) (*server, error) {
 	began := time.Now()
 	if err := entry.Started(); err != nil {
 		return nil, err
@@ -105,7 +98,11 @@ func (s starter) run(ctx context.Context, in io.Reader) (_ *started, err error) 
 		_ = socket.removeLocked() // the error at hand says more
 		return nil, err
 	}
-	return &started{socket, began, time.Now()}, nil
+	return &server{
+		id: s.id, namespace: s.namespace, debug: params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
+		containerd: params.GetContainerdGrpcAddress(), events: params.GetContainerdTtrpcAddress(),
+		socket: socket, began: began, answered: time.Now(),
+	}, nil
 }
 
 // params are those that containerd 2.3 and later send. What an older one sends,

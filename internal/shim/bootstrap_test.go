@@ -171,7 +171,7 @@ func TestASocketThatIsServedIsNotRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := &ownSocket{socketPath(address), file}
+	own := &ownSocket{path: socketPath(address), file: file}
 	if err := removeDeadSocket(address); err != nil || !shim.CanConnect(address) {
 		t.Fatalf("by delete: %v", err)
 	}

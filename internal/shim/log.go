@@ -29,15 +29,29 @@ type logPipe struct {
 	torn bool // guarded by mu; the last is there in part
 }
 
-// setLog has the shim log to where package shim has opened the log: its standard
-// error.
-func setLog() error {
-	l, err := newLogPipe(int(os.Stderr.Fd()))
+// setLog has the shim log to the FIFO of that name in its bundle, which containerd
+// reads. It is its standard error as well: so what the Go runtime says is there too.
+func setLog(debug bool) error {
+	f, err := os.OpenFile("log", os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	defer f.Close()
+	fd := int(os.Stderr.Fd())
+	if err := unix.Dup3(int(f.Fd()), fd, 0); err != nil {
+		return fmt.Errorf("log: %w", os.NewSyscallError("dup3", err))
+	}
+	l, err := newLogPipe(fd)
 	if err != nil {
 		return err
 	}
 	log.L.Logger.SetOutput(l)
-	return nil
+	if debug {
+		if err := log.SetLevel(log.DebugLevel); err != nil {
+			return err
+		}
+	}
+	return log.SetFormat(log.TextFormat)
 }
 
 // newLogPipe makes the pipe, which it does not own, one whose writes never wait,

@@ -92,17 +92,9 @@ func prepare(params *bootapi.BootstrapParams) error {
 	}
 	h, _ := readHostFile() // Create says what is wrong with it
 	if cgroup := shimCgroup(h, params); cgroup != "" {
-		if err := joinCgroup(cgroup, os.Getpid()); err != nil {
-			return err
-		}
+		return joinCgroup(cgroup, os.Getpid())
 	}
-	// Not -address: package shim would use it to remove the socket once more, at
-	// the very end, when it may be the next shim's. See [ownSocket.remove].
-	os.Args = []string{runtimeBinary, "-namespace", params.GetNamespace(), "-id", params.GetInstanceID()}
-	if params.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG {
-		os.Args = append(os.Args, "-debug")
-	}
-	return errors.Join(os.Setenv(ttrpcAddressEnv, params.GetContainerdTtrpcAddress()), os.Setenv(grpcAddressEnv, params.GetContainerdGrpcAddress()))
+	return nil
 }
 
 // shimCgroup is the cgroup that the shim is to be in. What is wrong with the

@@ -27,7 +27,7 @@ import (
 
 // service is the task service, version 3: each call looks its container up and
 // leaves the work to that. Errors unwrap to errdefs'; they are put on the wire in
-// one place, see [plugin].
+// one place, see [intercept].
 //
 // See https://github.com/containerd/containerd/blob/main/docs/runtime-v2.md.
 type service struct {

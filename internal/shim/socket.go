@@ -19,8 +19,6 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
-
-	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/shim/entry"
 )
 
 const (
@@ -129,34 +127,21 @@ func served(path string) bool {
 
 // An ownSocket is the one that this process serves.
 type ownSocket struct {
-	path string
-	file os.FileInfo
+	listener *net.UnixListener
+	path     string
+	file     os.FileInfo
 }
 
-// newOwnSocket makes l the socket that this process serves, and has nothing else of it.
-func newOwnSocket(l *net.UnixListener) (_ *ownSocket, err error) {
+// newOwnSocket makes l, which it takes, the socket that this process serves.
+func newOwnSocket(l *net.UnixListener) (*ownSocket, error) {
 	path := l.Addr().String()
-	defer func() {
-		if err != nil {
-			_ = os.Remove(path) // the error at hand says more
-		}
-	}()
-	l.SetUnlinkOnClose(false)
-	defer l.Close()
-	conn, err := l.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	// For the shim alone: in a child of it, the socket would outlive it.
-	dup := func(fd uintptr) { err = unix.Dup3(int(fd), entry.SocketFD, unix.O_CLOEXEC) }
-	if e := conn.Control(dup); e != nil || err != nil {
-		return nil, fmt.Errorf("socket: %w", errors.Join(e, err))
-	}
 	file, err := os.Lstat(path)
 	if err != nil {
+		l.Close() // and with it what there may be of it
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	return &ownSocket{path, file}, nil
+	l.SetUnlinkOnClose(false)
+	return &ownSocket{l, path, file}, nil
 }
 
 // remove removes the socket, unless a later shim's is in its place.

@@ -32,12 +32,9 @@ const (
 	// Serve is the command of a shim, which was a `start`.
 	Serve = "serve"
 
-	// SocketFD is the descriptor that package shim of containerd serves. Until that is a
-	// socket it is an end of a pipe, which keeps the number from any other.
-	SocketFD = 3
-
-	// answeredFD is the other end, which whoever waits for the answer reads a byte
-	// from: an end without one is that of a shim that failed.
+	// waiterFD and answeredFD are the ends of a pipe. Whoever waits for the answer reads a
+	// byte from it: an end without one is that of a shim that failed.
+	waiterFD   = 3
 	answeredFD = 4
 
 	file = "deleted"
@@ -50,15 +47,15 @@ func Record(bundle string, answer []byte) error {
 }
 
 // Started tells whether this process is one that a `start` has become: else its
-// descriptors are the Go runtime's, or anybody's.
+// descriptors are the Go runtime's, or anybody's. It is called once.
 func Started() error {
-	for _, fd := range []int{SocketFD, answeredFD} {
+	for _, fd := range []int{waiterFD, answeredFD} {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 			return fmt.Errorf("%s: is for what `start` has begun", Serve)
 		}
 	}
-	return nil
+	return unix.Close(waiterFD) // or else there would always be one who reads
 }
 
 // Answer is the answer to `start`, which ends with it; and lets go of its standard streams,
@@ -128,7 +125,7 @@ func start() error {
 	args := slices.Clone(os.Args)
 	args[len(args)-1] = Serve
 	_, err = os.StartProcess("/proc/self/exe", args, &os.ProcAttr{ //nolint:gosec // its own, and its own arguments
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, SocketFD: answered, answeredFD: answer},
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, waiterFD: answered, answeredFD: answer},
 	})
 	if err != nil {
 		return err

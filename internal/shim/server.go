@@ -4,9 +4,12 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -17,13 +20,12 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
-	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
-	cplugin "github.com/containerd/plugin"
-	"github.com/containerd/plugin/registry"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/instance"
 	"github.com/containerd-shim-wazero/containerd-shim-wazero/internal/module"
@@ -38,64 +40,111 @@ const (
 	RuntimeName = "io.containerd.wazero.v1"
 
 	runtimeBinary = "containerd-shim-wazero-v1"
-
-	// startTime is how long a shim may take to have its first container running
-	// before it begins to collect garbage.
-	startTime = time.Second
 )
 
 // Run is the part of the program that containerd starts: start, delete, -info
 // and the shim itself. It exits the process when it fails.
 func Run(ctx context.Context) {
+	var err error
 	if s, ok := parseStart(os.Args[1:]); ok {
-		started, err := s.run(ctx, os.Stdin)
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %s", RuntimeName, err)
-			os.Exit(1)
+		var serving *server
+		if serving, err = s.run(ctx, os.Stdin); serving != nil {
+			err = serving.run(ctx)
 		}
-		if started == nil {
-			return
-		}
-		registry.Register(&cplugin.Registration{
-			Type:     plugins.TTRPCPlugin,
-			ID:       "task",
-			Requires: []cplugin.Type{plugins.InternalPlugin},
-			InitFn:   started.newPlugin,
-		})
+	} else {
+		shim.RunShim(ctx, manager{})
 	}
-	shim.RunShim(ctx, manager{})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %s", RuntimeName, err)
+		os.Exit(1)
+	}
 }
 
-// A plugin is the task service as containerd's shim package serves it: between
-// the wire and the service it turns errors into statuses and stops panics.
-type plugin struct {
-	service taskapi.TTRPCTaskService
+// A server is the shim itself, which a `start` has become.
+type server struct {
+	id, namespace      string
+	debug              bool
+	containerd, events string // addresses: of its API, and where it takes events
+	socket             *ownSocket
+	began, answered    time.Time // the `start`
 }
 
-func (s *started) newPlugin(ic *cplugin.InitContext) (any, error) {
-	// There is little garbage before the first container runs, and better use for
-	// the processor.
-	percent := debug.SetGCPercent(-1)
-	collect := time.AfterFunc(startTime, func() { debug.SetGCPercent(percent) })
-	ctx := ic.Context
-	if err := setLog(); err != nil {
-		return nil, err
+// run serves containerd until the last container is gone, or a signal says so.
+func (s *server) run(ctx context.Context) error {
+	ctx, ended := context.WithCancel(ctx)
+	defer ended()
+	lateGarbage(ctx)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2) // as containerd's own, on however large a machine: each has memory of its own
 	}
-	sd, err := ic.GetByID(plugins.InternalPlugin, "shutdown")
+	// Asked for before there can be any. One of each is enough: they say that there is
+	// something, not how much.
+	children, end, dump := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	signal.Notify(end, unix.SIGINT, unix.SIGTERM)
+	signal.Notify(dump, unix.SIGUSR1)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // or else it would end a shim whose log nobody reads; ignored, it would be in all children
+	if err := reaper.SetSubreaper(1); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	if err := setLog(s.debug); err != nil {
+		return err
+	}
+	ctx = log.WithLogger(namespaces.WithNamespace(ctx, s.namespace), log.L.WithField("runtime", RuntimeName))
+	ctx, stop := shutdown.WithShutdown(ctx)
+	defer stop.Shutdown()
+	tasks, err := s.tasks(ctx, stop)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	stop := sd.(shutdown.Service)
-	namespace, err := namespaces.NamespaceRequired(ctx)
+	rpc, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(intercept), ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
 	if err != nil {
-		return nil, err
+		return err
 	}
+	taskapi.RegisterTTRPCTaskService(rpc, tasks)
+	registerTaskV2(rpc, tasks)
+	go func() { // ends with the process
+		if err := rpc.Serve(ctx, s.socket.listener); err != nil {
+			log.G(ctx).WithError(err).Fatal("serve")
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done(): // all callbacks have been
+			if err := ctx.Err(); !errors.Is(err, shutdown.ErrShutdown) {
+				return err
+			}
+			return nil
+		case <-children:
+			if err := reaper.Reap(); err != nil {
+				log.G(ctx).WithError(err).Error("reap")
+			}
+		case <-end:
+			stop.Shutdown()
+		case <-dump:
+			log.G(ctx).Infof("=== BEGIN goroutine stack dump ===\n%s\n=== END goroutine stack dump ===", stacks()) // as containerd's own
+		}
+	}
+}
+
+// stacks are those of all goroutines.
+func stacks() []byte {
+	for size := 16 << 10; ; size *= 2 {
+		b := make([]byte, size)
+		if n := runtime.Stack(b, true); n < size {
+			return b[:n]
+		}
+	}
+}
+
+// tasks is the task service, for as long as stop has not been told to end it.
+func (s *server) tasks(ctx context.Context, stop shutdown.Service) (taskapi.TTRPCTaskService, error) {
 	bundle, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
 	state := stateDir(bundle)
-	outbox, err := newOutbox(ic.Properties[plugins.PropertyTTRPCAddress], namespace)
+	outbox, err := newOutbox(s.events, s.namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -106,16 +155,15 @@ func (s *started) newPlugin(ic *cplugin.InitContext) (any, error) {
 	stop.RegisterCallback(func(context.Context) error { return s.socket.remove() }) // ended by a signal
 	linux := newLinux(ctx, outbox)
 	stop.RegisterCallback(func(context.Context) error {
-		collect.Stop()
 		if err := linux.close(); err != nil {
 			return err
 		}
 		return outbox.close()
 	})
-	task := &service{
+	tasks := &service{
 		host: &host{
 			stage: stage, cache: newCache(state), compiler: newCompiler(stage, state), outbox: outbox, state: state,
-			containerd: os.Getenv(grpcAddressEnv), namespace: namespace,
+			containerd: s.containerd, namespace: s.namespace,
 		},
 		linux: linux,
 		shutdown: func() {
@@ -130,19 +178,19 @@ func (s *started) newPlugin(ic *cplugin.InitContext) (any, error) {
 	}
 	watching, unwatch := context.WithCancel(ctx)
 	watched := make(chan struct{})
-	go func() { defer close(watched); task.watch(watching) }()
+	go func() { defer close(watched); tasks.watch(watching) }()
 	stop.RegisterCallback(func(context.Context) error {
 		unwatch()
 		<-watched
 		return nil
 	})
-	var served taskapi.TTRPCTaskService = task
-	if provider, guests, flush := startTelemetry(namespace + "/" + commandLine("id")); provider != nil {
+	if provider, guests, flush := startTelemetry(s.namespace + "/" + s.id); provider != nil {
 		stop.RegisterCallback(flush)
-		task.host.observe = guests
-		served = newTracedService(served, provider, namespace, task.identify, telemetry.Boot{Began: s.began, Answered: s.answered, Served: time.Now()})
+		tasks.host.observe = guests
+		boot := telemetry.Boot{Began: s.began, Answered: s.answered, Served: time.Now()}
+		return newTracedService(tasks, provider, s.namespace, tasks.identify, boot), nil
 	}
-	return &plugin{service: served}, nil
+	return tasks, nil
 }
 
 // newStage is for instance and compile processes, whose program is below the [stateDir]
@@ -199,30 +247,22 @@ func stateDir(bundle string) string {
 	return filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(work))), RuntimeName)
 }
 
-// RegisterTTRPC implements [shim.TTRPCService].
-func (p *plugin) RegisterTTRPC(server *ttrpc.Server) error {
-	taskapi.RegisterTTRPCTaskService(server, p.service)
-	registerTaskV2(server, p.service)
-	return nil
-}
-
 var errPanic = &telemetry.Error{Type: telemetry.ErrPanic.Type, Text: "internal error: the handler panicked, see the shim's log"}
 
-// UnaryServerInterceptor implements [shim.TTRPCServerUnaryOptioner].
-func (p *plugin) UnaryServerInterceptor() ttrpc.UnaryServerInterceptor {
-	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
-		c := &call{method: strings.TrimPrefix(info.FullMethod, "/"), log: log.G(ctx)}
-		ctx = context.WithValue(ctx, callKey{}, c)
-		// ttrpc does not: a panic in one call would end every container of the shim.
-		defer func() {
-			if v := recover(); v != nil {
-				c.log.Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
-				resp, err = nil, toStatus(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
-			}
-		}()
-		resp, err = method(ctx, unmarshal)
-		return resp, toStatus(err)
-	}
+// intercept is between the wire and the service: it turns errors into statuses and
+// stops panics.
+func intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+	c := &call{method: strings.TrimPrefix(info.FullMethod, "/"), log: log.G(ctx)}
+	ctx = context.WithValue(ctx, callKey{}, c)
+	// ttrpc does not: a panic in one call would end every container of the shim.
+	defer func() {
+		if v := recover(); v != nil {
+			c.log.Errorf("%s: panic: %v\n%s", info.FullMethod, v, debug.Stack())
+			resp, err = nil, toStatus(fmt.Errorf("%s: %w", info.FullMethod, errPanic))
+		}
+	}()
+	resp, err = method(ctx, unmarshal)
+	return resp, toStatus(err)
 }
 
 // toStatus puts an error on the wire: its class as the code, its text as the

@@ -17,7 +17,7 @@ import (
 
 // intercepted is what comes of a call of method.
 func intercepted(method ttrpc.Method) (any, error) {
-	return (&plugin{}).UnaryServerInterceptor()(context.Background(), nil, &ttrpc.UnaryServerInfo{FullMethod: "/task/Create"}, method)
+	return intercept(context.Background(), nil, &ttrpc.UnaryServerInfo{FullMethod: "/task/Create"}, method)
 }
 
 func TestAPanicOfAHandlerIsAnErrorOfThatCall(t *testing.T) {
