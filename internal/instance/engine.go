@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 
 	"github.com/tetratelabs/wazero"
 )
@@ -59,4 +60,29 @@ func newRuntime(ctx context.Context, code *codeCache) (wazero.Runtime, error) {
 	return wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigCompiler().
 		WithCompilationCache(cache).
 		WithDebugInfoEnabled(false)), nil
+}
+
+// exportOnly has a host module have, of its functions, those that m imports of it: the
+// engine compiles a trampoline for each, and of WASI's 46 a guest has use for a few.
+//
+// The field is wazero's own. Should it become another this is errEngine, which a test is
+// for, and all of them are there.
+func exportOnly(b wazero.HostModuleBuilder, module string, m wazero.CompiledModule) error {
+	v := reflect.ValueOf(b)
+	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
+		return errEngine
+	}
+	field := v.Elem().FieldByName("exportNames")
+	if !field.IsValid() || field.Type() != reflect.TypeFor[[]string]() {
+		return errEngine
+	}
+	imported := map[string]bool{}
+	for _, f := range m.ImportedFunctions() {
+		if from, name, _ := f.Import(); from == module {
+			imported[name] = true
+		}
+	}
+	names := (*[]string)(field.Addr().UnsafePointer())
+	*names = slices.DeleteFunc(*names, func(name string) bool { return !imported[name] })
+	return nil
 }

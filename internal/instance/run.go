@@ -112,6 +112,7 @@ func newGuest(ctx context.Context, load func(context.Context) (*loaded, error), 
 	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(wasi)
 	env := environment(cfg)
 	env.export(wasi)
+	_ = exportOnly(wasi, wasi_snapshot_preview1.ModuleName, compiled) // else there are more than it needs
 	builders := []wazero.HostModuleBuilder{wasi}
 	if importsFrom(compiled, observeModule) {
 		_, most, err := module.Memory(code)

@@ -2,6 +2,7 @@ package instance
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"testing"
 
@@ -132,10 +133,6 @@ func TestAnExportedMemoryIsNoEntryPoint(t *testing.T) {
 
 func TestOnlyFunctionsOfWASIAreProvided(t *testing.T) {
 	r := newTestRuntime(t)
-	host, err := wasi_snapshot_preview1.NewBuilder(r).Compile(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	const wasi = wasi_snapshot_preview1.ModuleName
 	for _, tt := range []struct {
 		name string
@@ -154,11 +151,45 @@ func TestOnlyFunctionsOfWASIAreProvided(t *testing.T) {
 		{"a global", importing("env", "global", 3, i32, 0), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := checkImports(tt.code, compiledFor(t, r, tt.code), host)
+			m := compiledFor(t, r, tt.code)
+			err := checkImports(tt.code, m, wasiFor(t, r, m))
 			if (err == nil) != tt.good {
 				t.Errorf("got %v, want good: %v", err, tt.good)
 			}
 		})
+	}
+}
+
+// wasiFor is the part of WASI that m needs.
+func wasiFor(t *testing.T, r wazero.Runtime, m wazero.CompiledModule) wazero.CompiledModule {
+	t.Helper()
+	b := r.NewHostModuleBuilder(wasi_snapshot_preview1.ModuleName)
+	wasi_snapshot_preview1.NewFunctionExporter().ExportFunctions(b)
+	if err := exportOnly(b, wasi_snapshot_preview1.ModuleName, m); err != nil {
+		t.Fatal(err)
+	}
+	host, err := b.Compile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host
+}
+
+// That it can be is also what holds when wazero is updated.
+func TestOfWASIOnlyWhatAModuleImportsIsCompiled(t *testing.T) {
+	r := newTestRuntime(t)
+	for _, tt := range []struct {
+		code []byte
+		want []string
+	}{
+		{wasm(), nil},
+		{importing("env", "proc_exit", 0, 0), nil},
+		{importing(wasi_snapshot_preview1.ModuleName, "proc_exit", 0, 0), []string{"proc_exit"}},
+	} {
+		host := wasiFor(t, r, compiledFor(t, r, tt.code))
+		if got := slices.Sorted(maps.Keys(host.ExportedFunctions())); !slices.Equal(got, tt.want) {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
 	}
 }
 
