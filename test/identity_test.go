@@ -266,11 +266,11 @@ func TestALineOfTheLogNamesTheContainerAndItsSpan(t *testing.T) {
 	traced := func(t *testing.T, n *node.Node, c *collector.Collector) {
 		b := containerWith(t, n, app(t, n, "probe.wasm"), unknown, args("/app.wasm"), hook)
 		b.mustCreate(t)
-		b.mustStart(t)
 		// Nobody can write the exit there.
 		if err := os.Mkdir(filepath.Join(n.Bundle(b.ID()), "exit.json"), 0o700); err != nil {
 			t.Fatal(err)
 		}
+		b.mustStart(t)
 		b.exit(t)
 		b.delete(t)
 		life := trace(t, c, b.ID(), "task.create", "task.delete")
