@@ -74,11 +74,44 @@ func New(path, id string, limits *specs.LinuxResources, systemd bool) (*Cgroup, 
 	if name == "" {
 		name = id
 	}
-	m, err := manager.New(config)
+	paths, err := pathsOf(config)
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", name, err)
+	}
+	m, err := manager.NewWithPaths(config, paths)
 	if err != nil {
 		return nil, fmt.Errorf("cgroup %s: %w", name, err)
 	}
 	return &Cgroup{manager: m, name: name, config: config}, nil
+}
+
+// hierarchies has the directories of the hierarchies of version 1, by subsystem. They are
+// looked up once: the library follows the links of every path to each of them.
+var hierarchies = struct {
+	sync.Mutex
+	paths map[string]string // guarded by the mutex; nil until known
+}{}
+
+// pathsOf are the directories of a cgroup of version 1 below the root of all; nil has the
+// library look for those of any other.
+func pathsOf(config *cgroups.Cgroup) (map[string]string, error) {
+	if config.Path == "" || config.Systemd || cgroups.IsCgroup2UnifiedMode() {
+		return nil, nil
+	}
+	hierarchies.Lock()
+	defer hierarchies.Unlock()
+	if hierarchies.paths == nil {
+		root, err := manager.New(&cgroups.Cgroup{Path: "/", Resources: &cgroups.Resources{}})
+		if err != nil {
+			return nil, err
+		}
+		hierarchies.paths = root.GetPaths()
+	}
+	paths := map[string]string{}
+	for subsystem, dir := range hierarchies.paths {
+		paths[subsystem] = filepath.Join(dir, config.Path)
+	}
+	return paths, nil
 }
 
 // Create makes the cgroup, with its limits. One that has processes already is
