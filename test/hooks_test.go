@@ -226,6 +226,21 @@ func TestContract11AFailingHookFailsCreateAndLeavesNothing(t *testing.T) {
 	}
 }
 
+// They are waited for while the process is started, which they are told of.
+func TestContract11NoHookIsRunWhenThereIsNoProcess(t *testing.T) {
+	n := useNode(t)
+	before := traces(t, n)
+	l := newHookLog(t)
+	never := []specs.Hook{l.hook(t, "never", "")}
+	b := container(t, n, app(t, n, "hello.wasm"), args("/app.wasm"), oci.WithPidsLimit(1), specOf(func(s *oci.Spec) {
+		s.Hooks = &specs.Hooks{CreateRuntime: never, CreateContainer: never, Poststop: never}
+	}))
+	wantError(t, b.create(), nil, "pids")
+	l.ran(t)
+	b.remove()
+	leaves(t, n, before)
+}
+
 // noneNamed fails a test after which a process runs a script of dir.
 func noneNamed(t *testing.T, dir string) {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,13 +22,16 @@ const (
 )
 
 // Walls are the walls of one process while they are being built. Its methods are
-// for one caller at a time.
+// for one caller at a time, but that Start and Limit may be called while Build or what
+// follows it goes on.
 type Walls struct {
 	cfg    Config
 	stage  *Stage
 	thread *thread // in the namespaces below; its root is the host's until Build is done
 	mnt    *os.File
-	uts    *os.File // nil: the host's
+	uts    *os.File     // nil: the host's
+	parent *Parent      // nil once it has started the process, or tried
+	ready  func() error // waits until it is ready for that
 	// The three are -1 until there is one.
 	staging int // the mount of the staging root, which is the mount namespace's
 	tree    int // the mount of the container's root file system
@@ -45,10 +49,15 @@ type Walls struct {
 // namespace where cfg asks for one. [Walls.Close] must be called in any case.
 func NewWalls(s *Stage, cfg Config) (*Walls, error) {
 	w := &Walls{cfg: cfg, stage: s, thread: newThread(), staging: -1, tree: -1, rootfs: -1}
-	err := w.thread.do(w.unshare)
-	if err == nil {
-		err = w.thread.do(w.hideHost)
-	}
+	p := &Parent{newThread()}
+	w.parent, w.ready = p, sync.OnceValue(func() error { return p.thread.do(w.bear) })
+	go func() { _ = w.ready() }() // while the rest is made; Start and Close wait for it
+	err := w.thread.do(func() error {
+		if err := w.unshare(); err != nil {
+			return err
+		}
+		return w.hideHost()
+	})
 	if err != nil {
 		w.Close()
 		return nil, err
@@ -110,15 +119,16 @@ type Birthplace interface {
 // it. There may be a process, for the caller to end, when Start fails.
 func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() error) (*Parent, error) {
 	ns := w.cfg.Namespaces
-	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS)
+	attr.Cloneflags = ns.flags &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUTS | early)
 	if err := setCredentials(attr, w.cfg); err != nil {
 		return nil, err
 	}
-	p := &Parent{newThread()}
+	if err := w.ready(); err != nil {
+		return nil, err
+	}
+	p := w.parent
+	w.parent = nil
 	err := p.thread.do(func() error {
-		if err := confine(); err != nil {
-			return err
-		}
 		// The shim was started with some open that close on no exec: its socket.
 		if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 			return fmt.Errorf("close on exec: %w", err)
@@ -158,6 +168,26 @@ func (w *Walls) Start(place Birthplace, attr *syscall.SysProcAttr, start func() 
 	return p, nil
 }
 
+// early are the namespaces that the thread has before the process does: to make that of
+// the network takes longer than all else of a fork, which it would be a part of.
+const early = unix.CLONE_NEWNET | unix.CLONE_NEWIPC
+
+// bear makes the calling thread one that may start the process, but for what it has to
+// do right before.
+func (w *Walls) bear() error {
+	if err := confine(); err != nil {
+		return err
+	}
+	flags := w.cfg.Namespaces.flags & early
+	if flags == 0 {
+		return nil
+	}
+	if err := unix.Unshare(int(flags)); err != nil {
+		return fmt.Errorf("new namespaces: %w", err)
+	}
+	return nil
+}
+
 // Program is what the process started by [Walls.Start] has to execute.
 func (w *Walls) Program() string { return "/" + w.cfg.Program }
 
@@ -190,15 +220,21 @@ func (w *Walls) Build(hooks func() error, told func(Step)) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := w.thread.do(func() error { return w.mount(hooks != nil) }); err != nil {
+	if hooks == nil {
+		return w.thread.do(func() error {
+			if err := w.mount(false); err != nil {
+				return err
+			}
+			return w.leaveHost(false)
+		})
+	}
+	if err := w.thread.do(func() error { return w.mount(true) }); err != nil {
 		return err
 	}
-	if hooks != nil {
-		if err := hooks(); err != nil {
-			return err
-		}
+	if err := hooks(); err != nil {
+		return err
 	}
-	return w.thread.do(func() error { return w.leaveHost(hooks != nil) })
+	return w.thread.do(func() error { return w.leaveHost(true) })
 }
 
 // step does one step, and tells of it.
@@ -273,13 +309,12 @@ func (w *Walls) mount(forHooks bool) (err error) {
 		return nil
 	}
 	if !w.borrowed() {
-		if w.cfg.kernelMounts, err = listKernelMounts(); err != nil {
+		if cfg.kernelMounts, err = listKernelMounts(); err != nil {
 			return err
 		}
-		cfg = w.cfg
 	}
 	err = w.step(StepClone, "", func() error {
-		w.tree, err = w.cloneRootfs()
+		w.tree, err = w.cloneRootfs(cfg.kernelMounts)
 		return err
 	})
 	if err != nil {
@@ -354,7 +389,7 @@ func (w *Walls) leaveHost(hooked bool) error {
 
 // cloneRootfs clones the root file system with what is mounted in it: in the
 // mount namespace where it is mounted, which is the one place the kernel allows.
-func (w *Walls) cloneRootfs() (tree int, err error) {
+func (w *Walls) cloneRootfs(kernelMounts []string) (tree int, err error) {
 	clone := func() (int, error) {
 		place, err := unix.Open(w.cfg.Rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -362,7 +397,7 @@ func (w *Walls) cloneRootfs() (tree int, err error) {
 		}
 		defer unix.Close(place)
 		if !w.borrowed() { // a container has no procfs to ask
-			if w.kernel, err = holdsKernelFilesystem(place, w.cfg.kernelMounts); err != nil {
+			if w.kernel, err = holdsKernelFilesystem(place, kernelMounts); err != nil {
 				return -1, fmt.Errorf("open root file system: %w", err)
 			}
 		}
@@ -575,6 +610,10 @@ func (w *Walls) Follower() *Follower {
 // Close frees what building the walls took. They stand for as long as their
 // process lives.
 func (w *Walls) Close() {
+	if w.parent != nil {
+		_ = w.ready() // only that it has ended counts here
+		w.parent.Close()
+	}
 	w.thread.close()
 	if w.follower != nil {
 		w.follower.host.Close()

@@ -18,7 +18,7 @@ func TestARootFileSystemThatIsNotThereIsNoDescriptor(t *testing.T) {
 		"a namespace": {Rootfs: "/", Namespaces: Namespaces{paths: map[uintptr]string{unix.CLONE_NEWNS: none}}},
 	} {
 		w := &Walls{cfg: cfg}
-		if tree, err := w.cloneRootfs(); err == nil || tree != -1 {
+		if tree, err := w.cloneRootfs(nil); err == nil || tree != -1 {
 			t.Errorf("%s: got %d, %v", name, tree, err)
 		}
 	}

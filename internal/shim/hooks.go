@@ -73,42 +73,39 @@ func checkHooks(h *specs.Hooks) error {
 	return nil
 }
 
-// createHooks is what [sandbox.Walls.Build] is to call for the hooks of a Create
-// that has the process c already; nil when there are none.
-func (b *bundle) createHooks(ctx context.Context, id string, c *child, w *sandbox.Walls) func() error {
+// hasCreateHooks tells whether createHooks has something to do.
+func (b *bundle) hasCreateHooks() bool {
 	h := b.spec.Hooks
-	if h == nil {
+	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststop) > 0 //nolint:staticcheck // prestart is deprecated, and in use
+}
+
+// createHooks runs the hooks of a Create that has the process c already, while
+// [sandbox.Walls.Build] waits for them.
+func (b *bundle) createHooks(ctx context.Context, id string, c *child, w *sandbox.Walls) error {
+	h := b.spec.Hooks
+	if len(h.Poststop) > 0 {
+		if err := os.WriteFile(filepath.Join(b.path, hookedFile), nil, 0o600); err != nil {
+			return err
+		}
+		b.hooked = true
+	}
+	state := b.state(id, specs.StateCreating, c.pid)
+	if err := b.runHooks(ctx, telemetry.HookPrestart, h.Prestart, state, here); err != nil { //nolint:staticcheck // deprecated, and in use
+		return err
+	}
+	if err := b.runHooks(ctx, telemetry.HookCreateRuntime, h.CreateRuntime, state, here); err != nil {
+		return err
+	}
+	if len(h.CreateContainer) == 0 {
 		return nil
 	}
-	prestart := h.Prestart //nolint:staticcheck // deprecated, and in use
-	if len(prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.Poststop) == 0 {
-		return nil
+	var err error
+	if state.Pid, err = innerPid(c.pid); err != nil {
+		return err
 	}
-	return func() error {
-		if len(h.Poststop) > 0 {
-			if err := os.WriteFile(filepath.Join(b.path, hookedFile), nil, 0o600); err != nil {
-				return err
-			}
-			b.hooked = true
-		}
-		state := b.state(id, specs.StateCreating, c.pid)
-		if err := b.runHooks(ctx, telemetry.HookPrestart, prestart, state, here); err != nil {
-			return err
-		}
-		if err := b.runHooks(ctx, telemetry.HookCreateRuntime, h.CreateRuntime, state, here); err != nil {
-			return err
-		}
-		if len(h.CreateContainer) == 0 {
-			return nil
-		}
-		var err error
-		if state.Pid, err = innerPid(c.pid); err != nil {
-			return err
-		}
-		return b.runHooks(ctx, telemetry.HookCreateContainer, h.CreateContainer, state, func(start func() error) error {
-			return w.RunHook(c.pid, start)
-		})
-	}
+	return b.runHooks(ctx, telemetry.HookCreateContainer, h.CreateContainer, state, func(start func() error) error {
+		return w.RunHook(c.pid, start)
+	})
 }
 
 // poststart runs the hooks of a Start. One that fails ends the container.

@@ -145,6 +145,8 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 		return nil, err
 	}
 	defer walls.Close()
+	b := p.build(ctx, walls)
+	defer b.end()
 	if err := cgroupMade(); err != nil {
 		return nil, err
 	}
@@ -174,7 +176,7 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 		c.onListener = func(f *os.File) error { return p.tellAgent(ctx, profile, c.pid, f) }
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.kill(unix.SIGKILL) })
-	err = p.wallIn(ctx, c, walls)
+	err = p.wallIn(ctx, c, walls, b)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -192,36 +194,94 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	return c, nil
 }
 
-// wallIn builds the walls around c, which is starting up meanwhile, and has it
-// load the module in between: see packages sandbox and instance.
-func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls) error {
+// A building is what is made of the walls, and of what is read through them, while the
+// process is born and starts up: neither needs the other before it is told to load.
+type building struct {
+	born chan *child // for hooks, which are told its pid
+	stop context.CancelFunc
+	done chan struct{}
+	// Valid once done is closed.
+	module *runnable
+	err    error
+}
+
+var errNotBorn = errors.New("there is no process")
+
+// build begins to build the walls, and then resolves the module. The caller must call end.
+func (p *process) build(ctx context.Context, walls *sandbox.Walls) *building {
+	ctx, stop := context.WithCancel(ctx)
+	b := &building{born: make(chan *child, 1), stop: stop, done: make(chan struct{})}
+	go func() { // ends with end at the latest
+		defer close(b.done)
+		b.module, b.err = p.buildAll(ctx, walls, b.born)
+	}()
+	return b
+}
+
+func (p *process) buildAll(ctx context.Context, walls *sandbox.Walls, born <-chan *child) (*runnable, error) {
 	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(ctx context.Context) error {
-		if err := walls.Limit(c.pid); err != nil {
-			return err
-		}
 		var hooks func() error
-		if p.execID == "" {
-			hooks = p.container.bundle.createHooks(ctx, p.container.id, c, walls)
+		if p.execID == "" && p.container.bundle.hasCreateHooks() {
+			hooks = func() error {
+				select {
+				case c := <-born:
+					return p.container.bundle.createHooks(ctx, p.container.id, c, walls)
+				case <-ctx.Done():
+					return errNotBorn
+				}
+			}
 		}
 		return walls.Build(hooks, stepsOf(ctx))
 	})
 	var failed *hookError
-	if errors.As(err, &failed) {
-		return err
+	if err != nil && !errors.As(err, &failed) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
+		return nil, err
 	}
 	m, err := p.module(ctx, walls)
 	if err != nil {
+		return nil, err
+	}
+	if m.artifact != nil {
+		err = walls.Attach(m.artifact.Dir)
+	}
+	if err != nil {
+		m.end()
+		return nil, err
+	}
+	return m, nil
+}
+
+// wait waits until all is built around c.
+func (b *building) wait(c *child) (*runnable, error) {
+	b.born <- c
+	<-b.done
+	return b.module, b.err
+}
+
+// end gives up what is not built yet.
+func (b *building) end() {
+	b.stop()
+	<-b.done
+	if b.module != nil {
+		b.module.end()
+	}
+}
+
+// wallIn waits for the walls around c, and has it load the module: see packages sandbox
+// and instance.
+func (p *process) wallIn(ctx context.Context, c *child, walls *sandbox.Walls, b *building) error {
+	if err := walls.Limit(c.pid); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
+	}
+	m, err := b.wait(c)
+	if err != nil {
 		return err
 	}
-	defer m.end()
 	load, bytes, verified := instance.Message{Load: &m.entry}, []*os.File(nil), make(chan error, 1)
 	if m.artifact != nil {
-		if err := walls.Attach(m.artifact.Dir); err != nil {
-			return err
-		}
 		// While it is loaded, which runs nothing of it.
 		go func() { verified <- m.artifact.Verify() }()
 	} else {
