@@ -9,7 +9,7 @@
 //
 //	NewWalls       a thread in new mount and UTS namespaces. The root of the former is
 //	               a staging root; the thread still has the host's, which no path leads to
-//	Walls.Start    the process, in these namespaces, by way of a Parent
+//	Walls.Start    the process, in these namespaces, by way of a Parent; beside that
 //	Walls.Build    mounts; hooks; the thread has the staging root too, and the host's is gone
 //	Walls.Attach   one directory of the host, read-only, in the staging root
 //	               (the process may read untrusted bytes from here on)
