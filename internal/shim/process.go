@@ -194,12 +194,14 @@ func (p *process) tryLaunch(ctx context.Context, cfg sandbox.Config, cgroupMade 
 	return c, nil
 }
 
-// A building is what is made of the walls, and of what is read through them, while the
-// process is born and starts up: neither needs the other before it is told to load.
+// A building is what is made of the walls while the process is born, and of what is read
+// through them while it starts up: it needs neither before it is told to load.
 type building struct {
-	born chan *child // for hooks, which are told its pid
+	born chan struct{}
 	stop context.CancelFunc
 	done chan struct{}
+	// Valid once born is closed.
+	child *child
 	// Valid once done is closed.
 	module *runnable
 	err    error
@@ -207,28 +209,27 @@ type building struct {
 
 var errNotBorn = errors.New("there is no process")
 
-// build begins to build the walls, and then resolves the module. The caller must call end.
+// build begins to build the walls, and once there is a process resolves the module. The
+// caller must call end.
 func (p *process) build(ctx context.Context, walls *sandbox.Walls) *building {
 	ctx, stop := context.WithCancel(ctx)
-	b := &building{born: make(chan *child, 1), stop: stop, done: make(chan struct{})}
+	b := &building{born: make(chan struct{}), stop: stop, done: make(chan struct{})}
 	go func() { // ends with end at the latest
 		defer close(b.done)
-		b.module, b.err = p.buildAll(ctx, walls, b.born)
+		b.module, b.err = p.buildAll(ctx, walls, b)
 	}()
 	return b
 }
 
-func (p *process) buildAll(ctx context.Context, walls *sandbox.Walls, born <-chan *child) (*runnable, error) {
+func (p *process) buildAll(ctx context.Context, walls *sandbox.Walls, b *building) (*runnable, error) {
 	err := telemetry.Stage(ctx, telemetry.SandboxBuild, func(ctx context.Context) error {
 		var hooks func() error
 		if p.execID == "" && p.container.bundle.hasCreateHooks() {
-			hooks = func() error {
-				select {
-				case c := <-born:
-					return p.container.bundle.createHooks(ctx, p.container.id, c, walls)
-				case <-ctx.Done():
-					return errNotBorn
+			hooks = func() error { // they are told its pid
+				if err := b.awaitChild(ctx); err != nil {
+					return err
 				}
+				return p.container.bundle.createHooks(ctx, p.container.id, b.child, walls)
 			}
 		}
 		return walls.Build(hooks, stepsOf(ctx))
@@ -238,6 +239,10 @@ func (p *process) buildAll(ctx context.Context, walls *sandbox.Walls, born <-cha
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument) // what the bundle asks for cannot be had
 	}
 	if err != nil {
+		return nil, err
+	}
+	// To compile it for nobody would not be worth the while.
+	if err := b.awaitChild(ctx); err != nil {
 		return nil, err
 	}
 	m, err := p.module(ctx, walls)
@@ -254,9 +259,20 @@ func (p *process) buildAll(ctx context.Context, walls *sandbox.Walls, born <-cha
 	return m, nil
 }
 
+// awaitChild waits until there is a process.
+func (b *building) awaitChild(ctx context.Context) error {
+	select {
+	case <-b.born:
+		return nil
+	case <-ctx.Done():
+		return errNotBorn
+	}
+}
+
 // wait waits until all is built around c.
 func (b *building) wait(c *child) (*runnable, error) {
-	b.born <- c
+	b.child = c
+	close(b.born)
 	<-b.done
 	return b.module, b.err
 }
