@@ -593,7 +593,7 @@ func (p *rawPod) size(t *testing.T) size {
 func TestContract34AShimThatLivesLongDoesNotGrow(t *testing.T) {
 	// 8 MiB: what the collector may leave between two collections. A leak of a
 	// pipe's buffer in each round would be 12.
-	livesLong(t, useNode(t), size{memory: 8 << 10})
+	livesLong(t, useNode(t), size{memory: heapKiB(t, 8<<10)})
 }
 
 // livesLong has a shim see to many execs and containers, after which it may have
